@@ -44,7 +44,8 @@ pub struct Settings {
     pub path_count: u32,
     pub path_lens: [u32; PREFIXES_MAX],
     pub paths: [[u8; PATH_PREFIX_MAX]; PREFIXES_MAX],
-    pub reserved: u32,
+    /// Not 0: exits are told of, and a filter is on that can't be asked again then.
+    pub tracks: u32,
 }
 
 impl Settings {
@@ -63,6 +64,6 @@ impl Settings {
         path_count: 0,
         path_lens: [0; PREFIXES_MAX],
         paths: [[0; PATH_PREFIX_MAX]; PREFIXES_MAX],
-        reserved: 0,
+        tracks: 0,
     };
 }

@@ -32,6 +32,8 @@ pub mod flag {
     pub const CGROUP_FAULT: u16 = 1 << 4;
     /// The executable has no name any more in any directory (unlinked or a memfd).
     pub const UNLINKED: u16 = 1 << 5;
+    /// A component of the cgroup's path names a container; set only while a filter asks.
+    pub const CONTAINER: u16 = 1 << 6;
 }
 
 /// Order of [`Process::namespaces`].
@@ -49,16 +51,17 @@ pub mod ns {
 
 /// Order of [`Process::sections`], and of the sections in the record.
 pub mod section {
-    /// UTS nodename of the process, no NUL.
-    pub const NODENAME: usize = 0;
-    /// Name of the controlling terminal (`pts/0`), no NUL.
-    pub const TTY: usize = 1;
     /// cgroup v2 path, leaf first, each component ended by NUL, the root left out.
-    pub const CGROUP: usize = 2;
+    pub const CGROUP: usize = 0;
     /// cgroup v1 path of one controller, as [`CGROUP`]; empty on hosts where that controller is in v2.
-    pub const CGROUP_V1: usize = 3;
-    /// Executable's absolute path within its mount namespace. Of a failed exec: the path as it was asked for.
-    pub const PATH: usize = 4;
+    pub const CGROUP_V1: usize = 1;
+    /// Executable's absolute path within its mount namespace; of a file bound alone to a mount that is gone, its path on its
+    /// own file system. Of a failed exec: the path as it was asked for.
+    pub const PATH: usize = 2;
+    /// UTS nodename of the process, no NUL.
+    pub const NODENAME: usize = 3;
+    /// Name of the controlling terminal (`pts/0`), no NUL.
+    pub const TTY: usize = 4;
     /// Exec only: the path given to `execve` when an interpreter runs it (a script), no NUL.
     pub const SCRIPT: usize = 5;
     /// Exec only: argument bytes from `arg_start`, each argument ended by NUL.
@@ -122,8 +125,8 @@ pub struct Exec {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Exit {
-    /// Start of the process whose image this one runs: itself once it has exec'd, else its nearest ancestor that has;
-    /// 0 if none was found within the bounded walk.
+    /// Start of the process whose image this one runs: itself once it has exec'd, else its nearest ancestor that has and
+    /// still runs it; 0 if none was found within the bounded walk.
     pub image_start_boot_ns: u64,
     pub image_tgid: u32,
     /// As `wait(2)` reports it: signal in bits 0..7, core dump in bit 7, exit code in bits 8..16.
@@ -193,10 +196,12 @@ impl Program {
 
     /// Slot of a counter of this program in the `COUNTERS` map.
     #[must_use]
+    #[expect(clippy::cast_possible_truncation, reason = "a count of enumerators")]
     pub const fn slot(self, counter: Counter) -> u32 {
         self as u32 * Counter::ALL.len() as u32 + counter as u32
     }
 }
 
 /// Entries of the `COUNTERS` map.
+#[expect(clippy::cast_possible_truncation, reason = "a count of enumerators")]
 pub const COUNTER_SLOTS: u32 = (Program::ALL.len() * Counter::ALL.len()) as u32;

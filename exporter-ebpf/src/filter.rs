@@ -1,0 +1,183 @@
+//! Which events are told of, decided before a record is assembled.
+
+use aya_ebpf::bindings::BPF_ANY;
+use aya_ebpf::macros::map;
+use aya_ebpf::maps::HashMap;
+use namespan_ebpf::settings::{COMM_PREFIX_MAX, PATH_PREFIX_MAX, PREFIXES_MAX, UIDS_MAX, scope};
+use namespan_ebpf::wire::{Counter, section};
+
+use crate::kernel::{Access, Ptr, copy, element, is_absent, off, pointer, setting};
+use crate::record::{Identity, Record, number, optional, put};
+
+/// Processes whose exec passed a filter that can't be asked again at their exit. User space sets the size.
+#[map]
+static TRACKED: HashMap<TrackedKey, u8> = HashMap::with_max_entries(1, 0);
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct TrackedKey {
+    start_boot_ns: u64,
+    tgid: u32,
+    reserved: u32,
+}
+
+impl TrackedKey {
+    #[inline(always)]
+    pub fn of<A: Access>(who: &Identity) -> Result<Self, Counter> {
+        Ok(Self {
+            start_boot_ns: number::<A, u64>(who.leader, off!(task_start_boottime))?,
+            tgid: number::<A, u32>(who.task, off!(task_tgid))?,
+            reserved: 0,
+        })
+    }
+}
+
+/// Never ourselves.
+#[inline(always)]
+pub fn ourselves(who: &Identity) -> Result<(), Counter> {
+    if who.vpid == setting!(self_vpid) && who.pid_ns == setting!(self_pid_ns) {
+        return Err(Counter::Filtered);
+    }
+    Ok(())
+}
+
+/// Only the effective uids asked for.
+#[inline(always)]
+pub fn uid(who: &Identity) -> Result<(), Counter> {
+    let uids = setting!(uid_count);
+    if uids == 0 {
+        return Ok(());
+    }
+    let mut index = 0;
+    while index < UIDS_MAX {
+        if index as u32 >= uids {
+            break;
+        }
+        let uid: u32 = setting!(uids[index]);
+        if uid == who.euid {
+            return Ok(());
+        }
+        index += 1;
+    }
+    Err(Counter::Filtered)
+}
+
+/// Writes the cgroup paths into the record, and asks the filter for the host or for containers.
+#[inline(always)]
+pub fn cgroups<A: Access>(record: &Record, task: Ptr) -> Result<(), Counter> {
+    let told = setting!(scope);
+    let set = pointer::<A>(task, off!(task_cgroups)).ok_or(Counter::LostUnreadable)?;
+    let cgroup = pointer::<A>(set, off!(css_set_dfl_cgrp)).ok_or(Counter::LostUnreadable)?;
+    let node = pointer::<A>(cgroup, off!(cgroup_kn)).ok_or(Counter::LostUnreadable)?;
+    let id = number::<A, u64>(node, off!(kernfs_id))?;
+    record.cgroup::<A>(section::CGROUP, cgroup, told);
+    let mut id_v1 = 0;
+    record.section(section::CGROUP_V1, 0);
+    if let Some(v1) = v1_cgroup::<A>(set, cgroup) {
+        let node = pointer::<A>(v1, off!(cgroup_kn)).ok_or(Counter::LostUnreadable)?;
+        id_v1 = number::<A, u64>(node, off!(kernfs_id))?;
+        record.cgroup::<A>(section::CGROUP_V1, v1, told);
+    }
+    let to = record.process();
+    put!(to.cgroup_id = id);
+    put!(to.cgroup_v1_id = id_v1);
+    match told {
+        scope::HOST if record.is_of_container() => Err(Counter::Filtered),
+        scope::CONTAINERS if !record.is_of_container() => Err(Counter::Filtered),
+        _ => Ok(()),
+    }
+}
+
+/// The cgroup in the v1 hierarchy of one controller; `None` where that controller belongs to v2.
+#[inline(always)]
+fn v1_cgroup<A: Access>(set: Ptr, v2: Ptr) -> Option<Ptr> {
+    if is_absent(off!(cgroup_root)) || is_absent(off!(css_cgroup)) {
+        return None;
+    }
+    let css = optional::<A>(set, off!(css_set_v1_subsys))?;
+    let cgroup = pointer::<A>(css, off!(css_cgroup))?;
+    (pointer::<A>(cgroup, off!(cgroup_root)) != pointer::<A>(v2, off!(cgroup_root))).then_some(cgroup)
+}
+
+/// Only the prefixes of comm asked for.
+#[inline(always)]
+pub fn comm(leader: Ptr) -> Result<(), Counter> {
+    let prefixes = setting!(comm_count);
+    if prefixes == 0 {
+        return Ok(());
+    }
+    let mut comm = [0u8; COMM_PREFIX_MAX];
+    if !copy(comm.as_mut_ptr(), COMM_PREFIX_MAX as u32, leader.wrapping_add(off!(task_comm) as usize)) {
+        return Err(Counter::LostUnreadable);
+    }
+    let mut prefix = 0;
+    while prefix < PREFIXES_MAX {
+        if prefix as u32 >= prefixes {
+            break;
+        }
+        let len: u32 = setting!(comm_lens[prefix]);
+        let len = len as usize;
+        let mut at = 0;
+        while at < COMM_PREFIX_MAX {
+            if at >= len || element(comm.as_ptr(), at) != setting!(comms[prefix; COMM_PREFIX_MAX][at]) {
+                break;
+            }
+            at += 1;
+        }
+        if at == len {
+            return Ok(());
+        }
+        prefix += 1;
+    }
+    Err(Counter::Filtered)
+}
+
+/// Only the prefixes of the executable's path asked for. `path` has room for [`PATH_PREFIX_MAX`] bytes.
+#[inline(always)]
+pub fn path(path: *const u8, bytes: u32) -> Result<(), Counter> {
+    let prefixes = setting!(path_count);
+    if prefixes == 0 {
+        return Ok(());
+    }
+    let mut prefix = 0;
+    while prefix < PREFIXES_MAX {
+        if prefix as u32 >= prefixes {
+            break;
+        }
+        let len: u32 = setting!(path_lens[prefix]);
+        let mut at = 0;
+        while at < PATH_PREFIX_MAX {
+            if at as u32 >= len || at as u32 >= bytes {
+                break;
+            }
+            // SAFETY: the path's buffer has room for a whole prefix.
+            if unsafe { *path.wrapping_add(at) } != setting!(paths[prefix; PATH_PREFIX_MAX][at]) {
+                break;
+            }
+            at += 1;
+        }
+        if at as u32 == len {
+            return Ok(());
+        }
+        prefix += 1;
+    }
+    Err(Counter::Filtered)
+}
+
+/// Remembers at its exec that a process is told of: at its exit, uid and comm may have changed and the path is gone.
+#[inline(always)]
+pub fn track<A: Access>(who: &Identity) -> Result<(), Counter> {
+    if setting!(tracks) == 0 {
+        return Ok(());
+    }
+    TRACKED.insert(&TrackedKey::of::<A>(who)?, &0, u64::from(BPF_ANY)).map_err(|_| Counter::LostUntracked)
+}
+
+/// Whether an exiting process is one whose exec was told of; forgets it.
+#[inline(always)]
+pub fn untrack<A: Access>(who: &Identity) -> Result<(), Counter> {
+    if setting!(tracks) == 0 {
+        return Ok(());
+    }
+    TRACKED.remove(&TrackedKey::of::<A>(who)?).map_err(|_| Counter::Filtered)
+}

@@ -1,0 +1,5 @@
+//! One hook family each.
+
+mod exec;
+mod exec_failed;
+mod exit;

@@ -1,0 +1,90 @@
+//! A process has replaced its image.
+
+use aya_ebpf::helpers::generated::{bpf_get_smp_processor_id, bpf_ktime_get_boot_ns};
+use aya_ebpf::macros::{btf_tracepoint, map};
+use aya_ebpf::maps::{Array, PerCpuArray};
+use aya_ebpf::programs::BtfTracePointContext;
+use namespan_ebpf::wire::{self, Counter, Program, flag, kind, section};
+
+use crate::emit::{count, counted, output};
+use crate::filter;
+use crate::kernel::{Ptr, Typed, copy_user, off, pointer, setting};
+use crate::record::{Identity, Record, WINDOW_SIZE, Window, executable, number, put};
+
+const ARGS_MASK: u32 = 0x1ffff;
+const SCRATCH_SIZE: usize = ARGS_MASK as usize + 1;
+
+/// One record under construction per CPU; an `Array`, as per-CPU values end at 32 KiB. User space sets the entries to the
+/// number of CPUs.
+#[map]
+static EXEC_SCRATCH: Array<[u8; SCRATCH_SIZE]> = Array::with_max_entries(1, 0);
+/// A path under construction.
+#[map]
+static EXEC_WINDOW: PerCpuArray<[u8; WINDOW_SIZE]> = PerCpuArray::with_max_entries(1, 0);
+
+/// `sched_process_exec(struct task_struct *p, pid_t old_pid, struct linux_binprm *bprm)`, Linux 3.4: runs in the process,
+/// past the point of no return, before the new image's first instruction.
+#[btf_tracepoint(function = "sched_process_exec")]
+pub fn exec(ctx: BtfTracePointContext) -> u32 {
+    counted(Program::Exec, try_exec(ctx.arg(0), ctx.arg(2)))
+}
+
+#[inline(always)]
+fn try_exec(task: Ptr, bprm: Ptr) -> Result<(), Counter> {
+    // SAFETY: no arguments.
+    let now = unsafe { bpf_ktime_get_boot_ns() };
+    let who = Identity::of::<Typed>(task)?;
+    filter::ourselves(&who)?;
+    filter::uid(&who)?;
+    filter::comm(who.leader)?;
+    // SAFETY: no arguments.
+    let cpu = unsafe { bpf_get_smp_processor_id() };
+    let scratch = EXEC_SCRATCH.get_ptr_mut(cpu).ok_or(Counter::LostNoScratch)?.cast::<u8>();
+    let window = Window::new(EXEC_WINDOW.get_ptr_mut(0).ok_or(Counter::LostNoScratch)?.cast());
+    let record = Record::new::<wire::Exec>(scratch);
+    filter::cgroups::<Typed>(&record, task)?;
+
+    let mm = pointer::<Typed>(task, off!(task_mm)).ok_or(Counter::LostUnreadable)?;
+    if let Some(file) = pointer::<Typed>(mm, off!(mm_exe_file)) {
+        executable::<Typed>(&record, &window, file);
+    }
+    filter::path(window.at(window.start()), window.len())?;
+    filter::track::<Typed>(&who)?;
+    record.path(&window);
+
+    record.identify::<Typed>(kind::EXEC, now, &who)?;
+    let filename = number::<Typed, u64>(bprm, off!(bprm_filename))?;
+    let interpreter = number::<Typed, u64>(bprm, off!(bprm_interp))?;
+    let script = (filename != interpreter).then_some(filename as Ptr);
+    record.string(section::SCRIPT, 4096, script);
+    let detail = record.detail::<wire::Exec>();
+    put!(detail.argc = number::<Typed, u32>(bprm, off!(bprm_argc))?);
+    put!(detail.reserved = 0);
+    arguments(&record, mm)?;
+    if record.is_incomplete() {
+        count(Program::Exec, Counter::Incomplete);
+    }
+    output::<ARGS_MASK>(scratch, record.len())
+}
+
+/// The argument bytes of the new image: all, or head and tail when there are more than the limit.
+#[inline(always)]
+fn arguments(record: &Record, mm: Ptr) -> Result<(), Counter> {
+    let from = number::<Typed, u64>(mm, off!(mm_arg_start))?;
+    let to = number::<Typed, u64>(mm, off!(mm_arg_end))?;
+    let len = to.saturating_sub(from);
+    let detail = record.detail::<wire::Exec>();
+    put!(detail.args_len = len);
+    let limit = setting!(args_limit);
+    let (head, tail) = if len <= u64::from(limit) { (len as u32, 0) } else { (limit - limit / 2, limit / 2) };
+    let head = head & wire::ARGS_MAX;
+    let tail = tail & (wire::ARGS_MAX >> 1);
+    let head_read = copy_user(record.tail::<0x7fff>(), head, from);
+    record.section(section::ARGS_HEAD, if head_read { head } else { 0 });
+    let tail_read = copy_user(record.tail::<0xffff>(), tail, to - u64::from(tail));
+    record.section(section::ARGS_TAIL, if tail_read { tail } else { 0 });
+    if !head_read || !tail_read {
+        record.flag(flag::ARGS_FAULT);
+    }
+    Ok(())
+}

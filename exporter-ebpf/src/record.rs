@@ -1,0 +1,531 @@
+//! A record under construction in a scratch buffer: the process's identity, then section after section.
+
+use core::ptr::{read_volatile, write_volatile};
+
+use namespan_ebpf::settings::scope;
+use namespan_ebpf::wire::{self, Counter, flag, ns, section};
+
+use crate::kernel::{Access, Probed, Ptr, copy, copy_str, is_absent, off, pointer};
+
+/// Where the sections before the arguments begin at the latest.
+const SMALL_MASK: u32 = 0x3fff;
+/// Longest path, as `PATH_MAX` in include/uapi/linux/limits.h.
+const PATH_MAX: u32 = 4096;
+/// Longest component of a path, with its NUL (`NAME_MAX`).
+const NAME_SIZE: u32 = 256;
+/// Bytes of a scratch buffer that holds every section but the arguments.
+pub const SMALL_SIZE: usize = (SMALL_MASK + 1 + PATH_MAX) as usize;
+const PATH_MASK: u32 = PATH_MAX - 1;
+/// Bytes of a [`Window`]: the verifier takes a component to start anywhere before `PATH_MAX`. Then 8 for the start.
+pub const WINDOW_SIZE: usize = (PATH_MAX + NAME_SIZE + 8) as usize;
+/// Components of an executable's path, and mounts crossed, at most.
+const PATH_DEPTH: u32 = 64;
+/// Components of a cgroup path that are told: those nearest to the root. Two such paths, an executable's path and the small
+/// sections end before the masks above would take the next section back to the start.
+const CGROUP_DEPTH: u32 = 16;
+const _: () = assert!(
+    size_of::<wire::Process>() + 16 + 2 * (CGROUP_DEPTH * NAME_SIZE) as usize + (PATH_MAX + 65 + 64) as usize
+        <= SMALL_MASK as usize
+);
+/// Components nearer to the leaf that are stepped over on deeper paths.
+const CGROUP_SKIP: u32 = 256;
+/// Hexadecimal digits of a container's id.
+const ID_DIGITS: u32 = 64;
+/// Bytes of `.scope`.
+const SCOPE: u32 = 6;
+
+/// Writes a field of the fixed part.
+macro_rules! put {
+    ($to:ident.$field:ident = $value:expr) => {
+        let value = $value;
+        // SAFETY: the fixed part lies within the scratch buffer, which the verifier checks.
+        unsafe { core::ptr::write_volatile(&raw mut (*$to).$field, value) };
+    };
+}
+pub(crate) use put;
+
+/// The length and flags so far stand in the buffer, not here: what the verifier reads back from memory it knows nothing
+/// of, so that the many ways through the loops below meet again in one state instead of multiplying.
+pub struct Record {
+    base: *mut u8,
+}
+
+impl Record {
+    /// Starts a record after room for its fixed part. The buffer is at least [`SMALL_SIZE`] bytes.
+    #[inline(always)]
+    pub fn new<Detail>(base: *mut u8) -> Self {
+        let record = Self { base };
+        let to = record.process();
+        put!(to.len = (size_of::<wire::Process>() + size_of::<Detail>()) as u32);
+        put!(to.flags = 0);
+        record
+    }
+
+    #[inline(always)]
+    pub fn flag(&self, flag: u16) {
+        let to = self.process();
+        put!(to.flags = self.flags() | flag);
+    }
+
+    #[inline(always)]
+    fn unflag(&self, flag: u16) {
+        let to = self.process();
+        put!(to.flags = self.flags() & !flag);
+    }
+
+    #[inline(always)]
+    fn flags(&self) -> u16 {
+        // SAFETY: within the fixed part.
+        unsafe { read_volatile(&raw const (*self.process()).flags) }
+    }
+
+    #[inline(always)]
+    pub fn is_incomplete(&self) -> bool {
+        self.flags() & !(flag::UNLINKED | flag::CONTAINER) != 0
+    }
+
+    #[inline(always)]
+    pub fn is_of_container(&self) -> bool {
+        self.flags() & flag::CONTAINER != 0
+    }
+
+    /// Bytes so far.
+    #[inline(always)]
+    pub fn len(&self) -> u32 {
+        // SAFETY: within the fixed part.
+        unsafe { read_volatile(&raw const (*self.process()).len) }
+    }
+
+    #[inline(always)]
+    fn grow(&self, bytes: u32) {
+        let to = self.process();
+        put!(to.len = self.len() + bytes);
+    }
+
+    #[inline(always)]
+    pub fn process(&self) -> *mut wire::Process {
+        self.base.cast()
+    }
+
+    /// The fixed part after the process.
+    #[inline(always)]
+    pub fn detail<Detail>(&self) -> *mut Detail {
+        self.base.wrapping_add(size_of::<wire::Process>()).cast()
+    }
+
+    /// Where the next section goes.
+    #[inline(always)]
+    pub fn tail<const MASK: u32>(&self) -> *mut u8 {
+        self.base.wrapping_add((self.len() & MASK) as usize)
+    }
+
+    /// Notes that section `index` took `bytes` at the tail.
+    #[inline(always)]
+    pub fn section(&self, index: usize, bytes: u32) {
+        self.set_section(index, bytes);
+        self.grow(bytes);
+    }
+
+    #[inline(always)]
+    fn set_section(&self, index: usize, bytes: u32) {
+        // Unchecked: a bounds check would be a call that the verifier refuses, even where it can't be reached.
+        // SAFETY: within the fixed part, `index` is one of the constants of `section`.
+        unsafe { (&raw mut (*self.process()).sections).cast::<u16>().add(index).write(bytes as u16) };
+    }
+
+    /// A NUL-ended kernel string as a section; empty if unreadable.
+    #[inline(always)]
+    pub fn string(&self, index: usize, max: u32, from: Option<Ptr>) -> bool {
+        let copied = from.and_then(|from| copy_str(self.tail::<SMALL_MASK>(), max, from));
+        self.section(index, copied.unwrap_or(0) & PATH_MASK);
+        copied.is_some()
+    }
+
+    /// The finished path in `window` as a section.
+    #[inline(always)]
+    pub fn path(&self, window: &Window) {
+        let start = window.start();
+        let bytes = PATH_MAX.wrapping_sub(start) & PATH_MASK;
+        if !copy(self.tail::<SMALL_MASK>(), bytes, window.at(start)) || bytes == 0 {
+            self.flag(flag::PATH_FAULT);
+        }
+        self.section(section::PATH, bytes);
+    }
+
+    /// The cgroup's path as a section, leaf first; flagged if it names a container, and `told` is about that.
+    #[inline(always)]
+    pub fn cgroup<A: Access>(&self, index: usize, cgroup: Ptr, told: u32) {
+        let start = self.len();
+        let level = A::load::<u32>(cgroup, off!(cgroup_level)).unwrap_or(0);
+        let mut node = pointer::<A>(cgroup, off!(cgroup_kn));
+        // The components nearest to the root say whose the process is, and only those below are the workload's to choose.
+        let mut deeper = level.saturating_sub(CGROUP_DEPTH);
+        if deeper > 0 {
+            self.flag(flag::CGROUP_TRUNCATED);
+        }
+        let mut step = 0;
+        while step < CGROUP_SKIP && deeper > 0 {
+            let Some(child) = node else { break };
+            node = pointer::<A>(child, off!(kernfs_parent));
+            deeper -= 1;
+            step += 1;
+        }
+        if deeper > 0 {
+            self.flag(flag::CGROUP_FAULT);
+        }
+        let mut step = 0;
+        while step < CGROUP_DEPTH {
+            let Some(child) = node else { break };
+            let Some(parent) = pointer::<A>(child, off!(kernfs_parent)) else { break };
+            let to = self.tail::<SMALL_MASK>();
+            let Some(bytes) = pointer::<A>(child, off!(kernfs_name)).and_then(|name| copy_str(to, NAME_SIZE, name))
+            else {
+                self.flag(flag::CGROUP_FAULT);
+                break;
+            };
+            if told != scope::ALL {
+                if names_container(to, bytes) {
+                    self.flag(flag::CONTAINER);
+                } else if is_delegated(to) {
+                    self.unflag(flag::CONTAINER);
+                }
+            }
+            // Its NUL stays as the separator.
+            self.grow((bytes & (NAME_SIZE - 1)) + 1);
+            node = Some(parent);
+            step += 1;
+        }
+        self.set_section(index, self.len().wrapping_sub(start));
+    }
+
+    /// Writes the fixed part's numbers. Every pid, namespace and credential comes from the thread group's leader.
+    #[inline(always)]
+    pub fn identify<A: Access>(&self, kind: u16, now: u64, who: &Identity) -> Result<(), Counter> {
+        let Identity { task, leader, cred, .. } = *who;
+        let to = self.process();
+        let signal = pointer::<A>(leader, off!(task_signal)).ok_or(Counter::LostUnreadable)?;
+        let parent = pointer::<A>(leader, off!(task_real_parent)).ok_or(Counter::LostUnreadable)?;
+        let parent_leader = pointer::<A>(parent, off!(task_group_leader)).ok_or(Counter::LostUnreadable)?;
+        put!(to.kind = kind);
+        put!(to.time_boot_ns = now);
+        put!(to.start_boot_ns = number::<A, u64>(leader, off!(task_start_boottime))?);
+        put!(to.parent_start_boot_ns = number::<A, u64>(parent_leader, off!(task_start_boottime))?);
+        put!(to.self_exec_id = number::<A, u64>(leader, off!(task_self_exec_id))?);
+        put!(to.parent_exec_id = number::<A, u64>(leader, off!(task_parent_exec_id))?);
+        put!(to.tgid = number::<A, u32>(task, off!(task_tgid))?);
+        put!(to.tid = number::<A, u32>(task, off!(task_pid))?);
+        put!(to.vpid = who.vpid);
+        put!(to.parent_tgid = number::<A, u32>(parent, off!(task_tgid))?);
+        put!(to.uid = number::<A, u32>(cred, off!(cred_uid))?);
+        put!(to.gid = number::<A, u32>(cred, off!(cred_gid))?);
+        put!(to.euid = who.euid);
+        put!(to.egid = number::<A, u32>(cred, off!(cred_egid))?);
+        put!(to.suid = number::<A, u32>(cred, off!(cred_suid))?);
+        put!(to.sgid = number::<A, u32>(cred, off!(cred_sgid))?);
+        put!(to.session_leader = host_pid::<A>(signal, off!(signal_sid)));
+        put!(to.group_leader = host_pid::<A>(signal, off!(signal_pgid)));
+        let comm = leader.wrapping_add(off!(task_comm) as usize);
+        // SAFETY: the fixed part lies within the scratch buffer.
+        if !copy(unsafe { (&raw mut (*to).comm).cast() }, 16, comm) {
+            return Err(Counter::LostUnreadable);
+        }
+        self.namespaces::<A>(who);
+        let tty = optional::<A>(signal, off!(signal_tty));
+        self.terminal(tty.and_then(|tty| within(tty, off!(tty_name))));
+        Ok(())
+    }
+
+    /// The terminal's name as `/dev` has it: the kernel's own name of a pseudo-terminal (`pts0`) lacks the slash.
+    #[inline(always)]
+    fn terminal(&self, name: Option<Ptr>) {
+        let mut first = [0u8; 4];
+        if let Some(name) = name
+            && copy(first.as_mut_ptr(), 4, name)
+            && matches!(first, [b'p', b't', b's', b'0'..=b'9'])
+        {
+            let to = self.tail::<SMALL_MASK>().cast::<[u8; 4]>();
+            // SAFETY: the masked index lies within the scratch buffer.
+            unsafe { to.write_unaligned(*b"pts/") };
+            self.grow(4);
+            let number = copy_str(self.tail::<SMALL_MASK>(), 16, name.wrapping_add(3)).unwrap_or(0) & PATH_MASK;
+            self.grow(number);
+            self.set_section(section::TTY, 4 + number);
+        } else {
+            self.string(section::TTY, 64, name);
+        }
+    }
+
+    /// Inode numbers of the namespaces, and the UTS nodename as a section.
+    #[inline(always)]
+    fn namespaces<A: Access>(&self, who: &Identity) {
+        let cred = who.cred;
+        self.namespace(ns::PID, who.pid_ns);
+        self.namespace(ns::USER, inum::<A>(optional::<A>(cred, off!(cred_user_ns)), off!(user_ns_inum)));
+        // The thread's: a first thread that exited before the others has none any more.
+        let nsproxy = pointer::<A>(who.task, off!(task_nsproxy));
+        let through = |offset| nsproxy.and_then(|nsproxy| optional::<A>(nsproxy, offset));
+        let uts = through(off!(nsproxy_uts));
+        self.namespace(ns::UTS, inum::<A>(uts, off!(uts_ns_inum)));
+        self.namespace(ns::NET, inum::<A>(through(off!(nsproxy_net)), off!(net_ns_inum)));
+        self.namespace(ns::MNT, inum::<A>(through(off!(nsproxy_mnt)), off!(mnt_ns_inum)));
+        self.namespace(ns::IPC, inum::<A>(through(off!(nsproxy_ipc)), off!(ipc_ns_inum)));
+        self.namespace(ns::CGROUP, inum::<A>(through(off!(nsproxy_cgroup)), off!(cgroup_ns_inum)));
+        self.namespace(ns::TIME, inum::<A>(through(off!(nsproxy_time)), off!(time_ns_inum)));
+        let nodename = uts.and_then(|uts| within(uts, off!(uts_ns_nodename)));
+        self.string(section::NODENAME, 65, nodename);
+    }
+
+    #[inline(always)]
+    fn namespace(&self, index: usize, inum: u32) {
+        // SAFETY: within the fixed part, `index` is one of the constants of `ns`.
+        unsafe { (&raw mut (*self.process()).namespaces).cast::<u32>().add(index).write(inum) };
+    }
+}
+
+/// What the filters need to know of a process, read once.
+#[derive(Clone, Copy)]
+pub struct Identity {
+    /// The thread the event is about, and the first thread of its process.
+    pub task: Ptr,
+    pub leader: Ptr,
+    pub cred: Ptr,
+    pub euid: u32,
+    pub vpid: u32,
+    pub pid_ns: u32,
+}
+
+impl Identity {
+    #[inline(always)]
+    pub fn of<A: Access>(task: Ptr) -> Result<Self, Counter> {
+        Self::read::<A>(task).ok_or(Counter::LostUnreadable)
+    }
+
+    #[inline(always)]
+    fn read<A: Access>(task: Ptr) -> Option<Self> {
+        let leader = pointer::<A>(task, off!(task_group_leader))?;
+        let cred = pointer::<A>(task, off!(task_real_cred))?;
+        let euid = A::load::<u32>(cred, off!(cred_euid))?;
+        let pid = pointer::<A>(leader, off!(task_thread_pid))?;
+        let level = A::load::<u32>(pid, off!(pid_level))?;
+        // The last of `level + 1` numbers is the pid in the innermost namespace, which is the process's own.
+        let own = pid.wrapping_add((off!(pid_numbers) + (level & 31) * off!(upid_size)) as usize);
+        let vpid = Probed::load::<u32>(own, off!(upid_nr))?;
+        let pid_ns = Probed::load::<u32>(pointer::<Probed>(own, off!(upid_ns))?, off!(pid_ns_inum))?;
+        Some(Self { task, leader, cred, euid, vpid, pid_ns })
+    }
+}
+
+/// A path under construction: it grows towards the front, so that it ends up in reading order. Where it starts stands in
+/// the buffer too, for the reason given at [`Record`].
+#[derive(Clone, Copy)]
+pub struct Window {
+    base: *mut u8,
+}
+
+impl Window {
+    /// An empty path. The buffer is [`WINDOW_SIZE`] bytes.
+    #[inline(always)]
+    pub fn new(base: *mut u8) -> Self {
+        let window = Self { base };
+        window.set_start(PATH_MAX);
+        window
+    }
+
+    #[inline(always)]
+    pub fn start(&self) -> u32 {
+        // SAFETY: the last bytes of the buffer.
+        unsafe { read_volatile(self.base.wrapping_add(WINDOW_SIZE - 8).cast()) }
+    }
+
+    #[inline(always)]
+    fn set_start(&self, start: u32) {
+        // SAFETY: as in `start`.
+        unsafe { write_volatile(self.base.wrapping_add(WINDOW_SIZE - 8).cast(), start) };
+    }
+
+    /// The byte at `index`, which is taken modulo the longest path.
+    #[inline(always)]
+    pub fn at(&self, index: u32) -> *mut u8 {
+        self.base.wrapping_add((index & PATH_MASK) as usize)
+    }
+
+    /// Bytes of the path.
+    #[inline(always)]
+    pub fn len(&self) -> u32 {
+        PATH_MAX.wrapping_sub(self.start()) & PATH_MASK
+    }
+
+    /// Puts a slash and `name` in front; `None` if unreadable, `Some(false)` if there is no room.
+    #[inline(always)]
+    fn push(&self, dentry: Ptr) -> Option<bool> {
+        let bytes = Probed::load::<u32>(dentry, off!(dentry_name_len))? & (NAME_SIZE - 1);
+        let name = pointer::<Probed>(dentry, off!(dentry_name))?;
+        let start = self.start();
+        if start <= bytes {
+            return Some(false);
+        }
+        let first = start - bytes;
+        if !copy(self.at(first), bytes, name) {
+            return None;
+        }
+        // SAFETY: the masked index lies within the window.
+        unsafe { *self.at(first - 1) = b'/' };
+        self.set_start(first - 1);
+        Some(true)
+    }
+}
+
+/// Walks from `file` to the root of its mount namespace and writes its path into the window; sets the record's flags for
+/// a path that is too long, could not be read, or is no name of the file any more.
+#[inline(always)]
+pub fn executable<A: Access>(record: &Record, window: &Window, file: Ptr) {
+    match walk::<A>(record, window, file) {
+        Some(true) => {}
+        Some(false) => record.flag(flag::PATH_TRUNCATED),
+        None => record.flag(flag::PATH_FAULT),
+    }
+}
+
+/// Whether the path is whole; `None` if unreadable.
+#[inline(always)]
+fn walk<A: Access>(record: &Record, window: &Window, file: Ptr) -> Option<bool> {
+    let mut dentry = pointer::<A>(file, off!(file_dentry))?;
+    let mut mount = pointer::<A>(file, off!(file_mnt))?.wrapping_sub(off!(mount_mnt) as usize);
+    if let Some(inode) = optional::<Probed>(dentry, off!(dentry_inode))
+        && !is_absent(off!(inode_nlink))
+        && Probed::load::<u32>(inode, off!(inode_nlink)) == Some(0)
+    {
+        record.flag(flag::UNLINKED);
+    }
+    let mut detached = false;
+    let mut step = 0;
+    while step < PATH_DEPTH {
+        step += 1;
+        if !detached && dentry == pointer::<Probed>(mount, off!(mount_mnt) + off!(vfsmount_root))? {
+            let outer = pointer::<Probed>(mount, off!(mount_parent))?;
+            if outer != mount {
+                dentry = pointer::<Probed>(mount, off!(mount_mountpoint))?;
+                mount = outer;
+                continue;
+            }
+            if window.start() < PATH_MAX {
+                return Some(true);
+            }
+            // The file was bound alone to a mount that is gone (runc does so): what is left is its path on its file system.
+            detached = true;
+        }
+        let parent = pointer::<Probed>(dentry, off!(dentry_parent))?;
+        if !window.push(dentry)? {
+            return Some(false);
+        }
+        // A file without a directory (a memfd) is its own parent.
+        if parent == dentry {
+            return Some(true);
+        }
+        dentry = parent;
+    }
+    Some(false)
+}
+
+/// Whether a cgroup's name ends with a container's id, as every runtime's does, give or take systemd's `.scope`.
+/// Arithmetic instead of branches wherever it can be: each way through would be one more for the verifier to follow.
+#[inline(always)]
+fn names_container(name: *const u8, bytes: u32) -> bool {
+    let suffix = byte(&raw const SUFFIX, u32::from(byte(name, bytes.wrapping_sub(SCOPE))));
+    let first = bytes.wrapping_sub(u32::from(suffix)).wrapping_sub(ID_DIGITS);
+    if first > NAME_SIZE {
+        return false;
+    }
+    // Read back, or the compiler takes the masks below apart by what it knows of the length, and the verifier does not
+    // follow.
+    // SAFETY: a live local.
+    let first = unsafe { read_volatile(&raw const first) };
+    let mut digits = HIGH_BITS;
+    let mut at = 0;
+    while at < ID_DIGITS {
+        digits &= hexadecimal(name, first.wrapping_add(at));
+        at += 8;
+    }
+    // A digit before the first of them makes it a longer number, which is no id.
+    let before = hexadecimal(name, first.wrapping_sub(1)) & 0x80;
+    // A monitor (`crio-conmon-`, `libpod-conmon-`) is named like its container, and runs on the host.
+    let monitor = word(name, first.wrapping_sub(8)).to_le() >> 8 == CONMON && first >= 8;
+    digits == HIGH_BITS && (first == 0 || before == 0) && !monitor
+}
+
+/// `conmon-`, as it stands in memory.
+const CONMON: u64 = u64::from_le_bytes(*b"conmon-\0");
+
+/// Whether a cgroup is a user's own systemd: what lies below it is named by that user, and nothing there vouches for an id.
+#[inline(always)]
+fn is_delegated(name: *const u8) -> bool {
+    const USER: u64 = u64::from_le_bytes(*b"user@\0\0\0");
+    word(name, 0).to_le() << 24 >> 24 == USER
+}
+
+/// Eight bytes from `index` on.
+#[inline(always)]
+fn word(name: *const u8, index: u32) -> u64 {
+    // SAFETY: the name was copied with room for `NAME_SIZE` bytes, and the buffer goes on behind it.
+    unsafe { name.wrapping_add((index & (NAME_SIZE - 1)) as usize).cast::<u64>().read_unaligned() }
+}
+
+const HIGH_BITS: u64 = 0x8080_8080_8080_8080;
+
+/// The high bit of each of the eight bytes from `index` on that is a lower-case hexadecimal digit.
+#[inline(always)]
+fn hexadecimal(name: *const u8, index: u32) -> u64 {
+    const EACH: u64 = 0x0101_0101_0101_0101;
+    let word = word(name, index);
+    let low = word & !HIGH_BITS;
+    // No sum of seven bits and less than 0x80 carries into the next byte.
+    let at_least = |digit: u8| low + EACH * u64::from(0x80 - digit);
+    let decimal = at_least(b'0') & !at_least(b'9' + 1);
+    let letter = at_least(b'a') & !at_least(b'f' + 1);
+    (decimal | letter) & !word & HIGH_BITS
+}
+
+/// Bytes of the suffix that a byte in its first place means.
+static SUFFIX: [u8; NAME_SIZE as usize] = {
+    let mut suffix = [0; NAME_SIZE as usize];
+    suffix[b'.' as usize] = SCOPE as u8;
+    suffix
+};
+
+#[inline(always)]
+fn byte<T>(from: *const T, index: u32) -> u8 {
+    // SAFETY: at least `NAME_SIZE` bytes are there.
+    unsafe { read_volatile(from.cast::<u8>().wrapping_add((index & (NAME_SIZE - 1)) as usize)) }
+}
+
+/// A number that every record has.
+#[inline(always)]
+pub fn number<A: Access, T: Copy + Default>(base: Ptr, offset: u32) -> Result<T, Counter> {
+    A::load(base, offset).ok_or(Counter::LostUnreadable)
+}
+
+/// A pointer field that the kernel may lack.
+#[inline(always)]
+pub fn optional<A: Access>(base: Ptr, offset: u32) -> Option<Ptr> {
+    if is_absent(offset) { None } else { pointer::<A>(base, offset) }
+}
+
+/// Address of an embedded field that the kernel may lack.
+#[inline(always)]
+fn within(base: Ptr, offset: u32) -> Option<Ptr> {
+    (!is_absent(offset)).then(|| base.wrapping_add(offset as usize))
+}
+
+#[inline(always)]
+fn inum<A: Access>(namespace: Option<Ptr>, offset: u32) -> u32 {
+    match namespace {
+        Some(namespace) if !is_absent(offset) => A::load(namespace, offset).unwrap_or(0),
+        _ => 0,
+    }
+}
+
+/// The number in the host's PID namespace of a `struct pid` in `signal_struct.pids`; 0 if there is none.
+#[inline(always)]
+fn host_pid<A: Access>(signal: Ptr, offset: u32) -> u32 {
+    pointer::<A>(signal, offset).and_then(|pid| Probed::load(pid, off!(pid_numbers) + off!(upid_nr))).unwrap_or(0)
+}
