@@ -1,0 +1,183 @@
+//! Every name that leaves the exporter, once, with its type, unit and meaning.
+//!
+//! Names without our prefix are those of the OpenTelemetry semantic conventions 1.44.0; `RC` (release candidate), `Dev`
+//! (development) and `stable` are the stability its registry (`model/*/registry.yaml`) gives them. Names with the prefix
+//! `namespan.` are ours, as `docs/general/naming.md` asks of applications.
+
+/// Of every resource and scope.
+pub const SCHEMA_URL: &str = "https://opentelemetry.io/schemas/1.44.0";
+/// Scope of exec and exit records; its version is the exporter's.
+pub const SCOPE_EXEC: &str = "namespan.exec";
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// A process has replaced its image, or (severity WARN, `error.type` the errno's name) failed to.
+pub const EVENT_EXEC: &str = "namespan.process.exec";
+/// The last thread of a process has exited.
+pub const EVENT_EXIT: &str = "namespan.process.exit";
+
+// --- Resource -----------------------------------------------------------------------------------------------------------
+
+/// string, Dev: machine id, of the systems that have one.
+pub const HOST_ID: &str = "host.id";
+/// string, Dev.
+pub const HOST_NAME: &str = "host.name";
+/// string, Dev: `amd64`, `arm64`, ...
+pub const HOST_ARCH: &str = "host.arch";
+/// string, Dev: always `linux`.
+pub const OS_TYPE: &str = "os.type";
+/// string, Dev: the kernel's release.
+pub const OS_VERSION: &str = "os.version";
+/// string, stable: `namespan`.
+pub const TELEMETRY_DISTRO_NAME: &str = "telemetry.distro.name";
+/// string, stable.
+pub const TELEMETRY_DISTRO_VERSION: &str = "telemetry.distro.version";
+/// string, stable.
+pub const SERVICE_NAME: &str = "service.name";
+/// string, stable.
+pub const SERVICE_VERSION: &str = "service.version";
+/// string, stable: of Namespan itself the host's id, as there is one Namespan a host.
+pub const SERVICE_INSTANCE_ID: &str = "service.instance.id";
+/// string, stable.
+pub const SERVICE_NAMESPACE: &str = "service.namespace";
+/// string, stable: all digits, never abbreviated.
+pub const CONTAINER_ID: &str = "container.id";
+/// string, Dev.
+pub const CONTAINER_NAME: &str = "container.name";
+/// string, Dev: `docker`, `containerd`, ...
+pub const CONTAINER_RUNTIME_NAME: &str = "container.runtime.name";
+/// string, stable: repository without tag.
+pub const CONTAINER_IMAGE_NAME: &str = "container.image.name";
+/// string[], stable.
+pub const CONTAINER_IMAGE_TAGS: &str = "container.image.tags";
+/// string, Dev.
+pub const CONTAINER_IMAGE_ID: &str = "container.image.id";
+/// string[], stable.
+pub const CONTAINER_IMAGE_REPO_DIGESTS: &str = "container.image.repo_digests";
+/// string, Dev: the label's key follows, verbatim.
+pub const CONTAINER_LABEL_PREFIX: &str = "container.label.";
+
+// --- Process ------------------------------------------------------------------------------------------------------------
+
+/// int, RC: in the host's PID namespace.
+pub const PROCESS_PID: &str = "process.pid";
+/// int, RC: in the process's own PID namespace.
+pub const PROCESS_VPID: &str = "process.vpid";
+/// int, RC: in the host's PID namespace.
+pub const PROCESS_PARENT_PID: &str = "process.parent_pid";
+/// string ISO 8601, RC: of the fork, in steps of 10 ms as `/proc/<pid>/stat` has it.
+pub const PROCESS_CREATION_TIME: &str = "process.creation.time";
+/// string, RC: last component of the path.
+pub const PROCESS_EXECUTABLE_NAME: &str = "process.executable.name";
+/// string, RC: within the process's mount namespace. Of a failed exec: the path that was asked for.
+pub const PROCESS_EXECUTABLE_PATH: &str = "process.executable.path";
+/// string, RC: `argv[0]`.
+pub const PROCESS_COMMAND: &str = "process.command";
+/// string[], RC: all of argv.
+pub const PROCESS_COMMAND_ARGS: &str = "process.command_args";
+/// int, RC: true length of argv, whatever part of it is sent.
+pub const PROCESS_ARGS_COUNT: &str = "process.args_count";
+/// int, RC: effective uid in the host's user namespace.
+pub const PROCESS_USER_ID: &str = "process.user.id";
+/// int, RC: sent where it differs from the effective one.
+pub const PROCESS_REAL_USER_ID: &str = "process.real_user.id";
+/// int, RC: sent where it differs from the effective one.
+pub const PROCESS_SAVED_USER_ID: &str = "process.saved_user.id";
+/// int, RC.
+pub const PROCESS_GROUP_LEADER_PID: &str = "process.group_leader.pid";
+/// int, RC.
+pub const PROCESS_SESSION_LEADER_PID: &str = "process.session_leader.pid";
+/// bool, RC: has a controlling terminal.
+pub const PROCESS_INTERACTIVE: &str = "process.interactive";
+/// string, RC: a line of `/proc/<pid>/cgroup`; of a cgroup v1 hierarchy its path only.
+pub const PROCESS_LINUX_CGROUP: &str = "process.linux.cgroup";
+/// int, RC: `128 + signal` for a death by signal.
+pub const PROCESS_EXIT_CODE: &str = "process.exit.code";
+/// string ISO 8601, RC.
+pub const PROCESS_EXIT_TIME: &str = "process.exit.time";
+/// string, stable: exit code, signal or errno of what did not succeed.
+pub const ERROR_TYPE: &str = "error.type";
+
+// --- Ours ---------------------------------------------------------------------------------------------------------------
+
+/// string: `runtime_event`, `runtime_api`, `cgroup_path` or `none`; how the record's container was found.
+pub const CONTAINER_ATTRIBUTION: &str = "namespan.container.attribution";
+/// string: `fork_exec`, `reexec`, `fork` or `preexisting`; how the process came to its image.
+pub const START_TYPE: &str = "namespan.process.start_type";
+/// double, seconds from fork to exit.
+pub const DURATION: &str = "namespan.process.duration";
+/// int: thread that caused the event, where it is not the first.
+pub const TID: &str = "namespan.process.tid";
+/// string: the kernel's name of the thread, at most 15 bytes.
+pub const COMM: &str = "namespan.process.comm";
+/// string: script that the executable interprets.
+pub const SCRIPT_PATH: &str = "namespan.process.script.path";
+/// bool: the executable has no name in any directory any more, or never had (a memfd).
+pub const EXECUTABLE_UNLINKED: &str = "namespan.process.executable.unlinked";
+/// bool: first components of `process.executable.path` are missing.
+pub const EXECUTABLE_TRUNCATED: &str = "namespan.process.executable.truncated";
+/// bool: the kernel could not read the executable's path.
+pub const EXECUTABLE_UNREADABLE: &str = "namespan.process.executable.unreadable";
+/// bool: bytes are missing in the middle of `process.command_args`.
+pub const ARGS_TRUNCATED: &str = "namespan.process.args.truncated";
+/// int, bytes: true size of the arguments, NULs included, where they are truncated.
+pub const ARGS_LENGTH: &str = "namespan.process.args.length";
+/// bool: an argument was replaced by `REDACTED`, wholly or in part.
+pub const ARGS_REDACTED: &str = "namespan.process.args.redacted";
+/// bool: the kernel could not read the arguments.
+pub const ARGS_UNREADABLE: &str = "namespan.process.args.unreadable";
+/// int: execs in this process and its forefathers.
+pub const SELF_EXEC_ID: &str = "namespan.process.self_exec_id";
+/// int: `self_exec_id` of the parent at the fork.
+pub const PARENT_EXEC_ID: &str = "namespan.process.parent_exec_id";
+/// string ISO 8601: names the parent together with `process.parent_pid`.
+pub const PARENT_CREATION_TIME: &str = "namespan.process.parent.creation.time";
+/// int: effective gid.
+pub const GROUP_ID: &str = "namespan.process.group.id";
+/// int: sent where it differs from the effective one.
+pub const REAL_GROUP_ID: &str = "namespan.process.real_group.id";
+/// int: sent where it differs from the effective one.
+pub const SAVED_GROUP_ID: &str = "namespan.process.saved_group.id";
+/// string: `exited` or `signaled`.
+pub const EXIT_REASON: &str = "namespan.process.exit.reason";
+/// int: the signal that ended the process.
+pub const EXIT_SIGNAL_NUMBER: &str = "namespan.process.exit.signal.number";
+/// string: its name, `SIGKILL`.
+pub const EXIT_SIGNAL_NAME: &str = "namespan.process.exit.signal.name";
+/// bool: sent with a signal.
+pub const EXIT_CORE_DUMPED: &str = "namespan.process.exit.core_dumped";
+/// string: controlling terminal, `pts/0`.
+pub const TTY_NAME: &str = "namespan.tty.name";
+/// int: cgroup v2 id, the inode number of its directory.
+pub const CGROUP_ID: &str = "namespan.cgroup.id";
+/// int: the same of a cgroup v1 hierarchy, on hosts that have one.
+pub const CGROUP_V1_ID: &str = "namespan.cgroup.v1.id";
+/// bool: last components of `process.linux.cgroup` are missing.
+pub const CGROUP_TRUNCATED: &str = "namespan.cgroup.truncated";
+/// bool: the kernel could not read the cgroup's path whole.
+pub const CGROUP_UNREADABLE: &str = "namespan.cgroup.unreadable";
+/// string: hostname within the process's UTS namespace.
+pub const UTS_NODENAME: &str = "namespan.uts.nodename";
+/// int: inode numbers, in the order of `namespan_ebpf::wire::ns`.
+pub const NAMESPACE_INODES: [&str; namespan_ebpf::wire::ns::COUNT] = [
+    "namespan.namespace.pid.inode",
+    "namespan.namespace.net.inode",
+    "namespan.namespace.mnt.inode",
+    "namespan.namespace.uts.inode",
+    "namespan.namespace.ipc.inode",
+    "namespan.namespace.user.inode",
+    "namespan.namespace.cgroup.inode",
+    "namespan.namespace.time.inode",
+];
+
+// --- Namespan's own metrics ---------------------------------------------------------------------------------------------
+
+/// Scope of our own metrics; its version is the exporter's.
+pub const SCOPE_TELEMETRY: &str = "namespan.telemetry";
+/// string, Dev: kind of the component a metric is of.
+pub const OTEL_COMPONENT_TYPE: &str = "otel.component.type";
+/// string, Dev: the type and a number.
+pub const OTEL_COMPONENT_NAME: &str = "otel.component.name";
+/// string: `exec`, `exit` or `exec_failed`; the program in the kernel.
+pub const PROGRAM: &str = "namespan.program";
+/// string: what came of it.
+pub const OUTCOME: &str = "namespan.outcome";
