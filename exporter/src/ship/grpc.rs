@@ -1,0 +1,156 @@
+//! OTLP over gRPC with messages that are already encoded, compressed and framed.
+//!
+//! Not through tonic's client, whose codec would compress every attempt anew.
+
+use std::future::poll_fn;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::{Buf as _, BytesMut};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, header};
+use http_body_util::{BodyExt as _, Full};
+use tonic::body::Body;
+use tonic::client::GrpcService as _;
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
+
+use super::outcome::{ANSWER_MAX, Outcome};
+use super::{ShipError, ca, chain, encoding_name, user_agent};
+use crate::config::Export;
+use crate::queue::{Batch, PREFIX_LEN};
+
+const PATH: &str = "/opentelemetry.proto.collector.logs.v1.LogsService/Export";
+
+#[derive(Debug)]
+pub(super) struct Grpc {
+    endpoint: Endpoint,
+    channel: Mutex<Channel>,
+    headers: HeaderMap,
+    timeout: Option<Duration>,
+}
+
+impl Grpc {
+    pub(super) fn new(export: &Export) -> Result<Self, ShipError> {
+        let endpoint = endpoint(export)?;
+        let mut headers = HeaderMap::new();
+        for (name, value) in &export.headers {
+            headers.append(name, value.clone());
+        }
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+        headers.insert(header::TE, HeaderValue::from_static("trailers"));
+        if let Some(timeout) = export.timeout {
+            headers.insert("grpc-timeout", grpc_timeout(timeout)?);
+        }
+        let channel = Mutex::new(endpoint.connect_lazy());
+        Ok(Self { endpoint, channel, headers, timeout: export.timeout })
+    }
+
+    pub(super) async fn send(&self, batch: &Batch) -> Outcome {
+        let channel = self.channel.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let answer = self.exchange(channel, batch);
+        let Some(timeout) = self.timeout else { return answer.await };
+        tokio::time::timeout(timeout, answer).await.unwrap_or_else(|_| {
+            // The connection may be dead without a sign of it; the next attempt should not wait on it too.
+            *self.channel.lock().unwrap_or_else(PoisonError::into_inner) = self.endpoint.connect_lazy();
+            Outcome::unanswered(format!("no answer within {timeout:?}"))
+        })
+    }
+
+    async fn exchange(&self, mut channel: Channel, batch: &Batch) -> Outcome {
+        let mut request = Request::new(Body::new(Full::new(batch.body().clone())));
+        *request.method_mut() = Method::POST;
+        *request.uri_mut() = http::Uri::from_static(PATH);
+        *request.headers_mut() = self.headers.clone();
+        if let Some(encoding) = encoding_name(batch.compression()) {
+            request.headers_mut().insert("grpc-encoding", HeaderValue::from_static(encoding));
+        }
+        if let Err(error) = poll_fn(|cx| channel.poll_ready(cx)).await {
+            return Outcome::unanswered(chain(&error));
+        }
+        match channel.call(request).await {
+            Ok(response) => read(response, batch).await,
+            Err(error) => Outcome::unanswered(chain(&error)),
+        }
+    }
+}
+
+/// Waits for a connection, TLS included, and sends nothing on it.
+pub(super) async fn probe(export: &Export) -> Result<(), ShipError> {
+    endpoint(export)?.connect().await.map_err(|error| ShipError::Unreachable { reason: chain(&error) })?;
+    Ok(())
+}
+
+pub(super) fn endpoint(export: &Export) -> Result<Endpoint, ShipError> {
+    let invalid = |error: tonic::transport::Error| ShipError::Endpoint { reason: chain(&error) };
+    let mut endpoint = Endpoint::from_shared(export.endpoint.to_string())
+        .map_err(|error| ShipError::Endpoint { reason: error.to_string() })?
+        .user_agent(user_agent())
+        .map_err(invalid)?;
+    if let Some(timeout) = export.timeout {
+        endpoint = endpoint.connect_timeout(timeout);
+    }
+    if export.endpoint.scheme() == "https" {
+        let tls = match &export.ca_file {
+            Some(path) => ClientTlsConfig::new().ca_certificate(Certificate::from_pem(ca::read(path)?)),
+            None => ClientTlsConfig::new().with_native_roots(),
+        };
+        endpoint = endpoint.tls_config(tls).map_err(invalid)?;
+    }
+    Ok(endpoint)
+}
+
+/// The status ends a response: without it, whether the records were taken is not known.
+async fn read(response: Response<Body>, batch: &Batch) -> Outcome {
+    let (head, mut body) = response.into_parts();
+    let (mut data, mut trailers) = (BytesMut::new(), None);
+    while let Some(frame) = body.frame().await {
+        match frame.map(http_body::Frame::into_data) {
+            Ok(Ok(chunk)) if data.len() < ANSWER_MAX => data.extend_from_slice(&chunk),
+            Ok(Ok(_)) => {}
+            Ok(Err(frame)) => trailers = frame.into_trailers().ok().or(trailers),
+            Err(status) => return Outcome::unanswered(chain(&status)),
+        }
+    }
+    Outcome::from_grpc(head.status, &head.headers, trailers.as_ref(), unframe(&data), batch.compression())
+}
+
+/// The message in a response body; what cannot be one is returned as it is, and will not decode.
+fn unframe(mut data: &[u8]) -> &[u8] {
+    if let Some((&[0, a, b, c, d], message)) = data.split_first_chunk::<PREFIX_LEN>()
+        && usize::try_from(u32::from_be_bytes([a, b, c, d])).is_ok_and(|len| len == message.len())
+    {
+        data.advance(PREFIX_LEN);
+    }
+    data
+}
+
+/// At most eight digits and a unit.
+fn grpc_timeout(timeout: Duration) -> Result<HeaderValue, ShipError> {
+    let text = match timeout.as_millis() {
+        millis @ ..100_000_000 => format!("{millis}m"),
+        _ => format!("{}S", timeout.as_secs().min(99_999_999)),
+    };
+    HeaderValue::try_from(text).map_err(|error| ShipError::Endpoint { reason: error.to_string() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_timeout_has_at_most_eight_digits() {
+        let text = |timeout| grpc_timeout(timeout).unwrap().to_str().unwrap().to_owned();
+        assert_eq!(text(Duration::from_secs(10)), "10000m");
+        assert_eq!(text(Duration::from_secs(100_000)), "100000S");
+        assert_eq!(text(Duration::MAX), "99999999S");
+    }
+
+    #[test]
+    fn only_a_whole_uncompressed_message_is_unframed() {
+        assert_eq!(unframe(&[0, 0, 0, 0, 2, 7, 8]), [7, 8]);
+        assert!(unframe(&[0, 0, 0, 0, 0]).is_empty());
+        for other in [&[1, 0, 0, 0, 1, 7][..], &[0, 0, 0, 0, 9, 7], &[0, 0], b"garbage"] {
+            assert_eq!(unframe(other), other);
+        }
+        assert!(unframe(&[]).is_empty());
+    }
+}

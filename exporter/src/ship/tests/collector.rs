@@ -1,0 +1,254 @@
+//! A collector on a real socket that answers from a script and remembers what it was sent.
+
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::io::{self, Read as _};
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use flate2::read::GzDecoder;
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
+use http_body_util::combinators::BoxBody;
+use http_body_util::{BodyExt as _, Full};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::conn::auto;
+use opentelemetry_proto::tonic::collector::logs::v1::{
+    ExportLogsPartialSuccess, ExportLogsServiceRequest, ExportLogsServiceResponse,
+};
+use prost::Message as _;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpListener;
+use tokio::time::Instant;
+use tokio_rustls::TlsAcceptor;
+
+/// What is answered to one request.
+#[derive(Clone, Debug)]
+pub(crate) enum Answer {
+    /// Success in the form that fits the request.
+    Success,
+    Grpc {
+        status: i32,
+        headers: Vec<(&'static str, String)>,
+        message: Vec<u8>,
+    },
+    Http {
+        status: u16,
+        headers: Vec<(&'static str, String)>,
+        body: Vec<u8>,
+    },
+    /// Never answers.
+    Stall,
+    /// Closes the connection.
+    Disconnect,
+}
+
+impl Answer {
+    pub(crate) fn grpc(status: i32) -> Self {
+        Self::Grpc { status, headers: Vec::new(), message: Vec::new() }
+    }
+
+    pub(crate) fn http(status: u16) -> Self {
+        Self::Http { status, headers: Vec::new(), body: Vec::new() }
+    }
+
+    pub(crate) fn header(mut self, name: &'static str, value: impl Into<String>) -> Self {
+        if let Self::Grpc { headers, .. } | Self::Http { headers, .. } = &mut self {
+            headers.push((name, value.into()));
+        }
+        self
+    }
+
+    pub(crate) fn body(mut self, bytes: impl Into<Vec<u8>>) -> Self {
+        if let Self::Grpc { message: body, .. } | Self::Http { body, .. } = &mut self {
+            *body = bytes.into();
+        }
+        self
+    }
+}
+
+/// An `ExportLogsServiceResponse` with partial success.
+pub(crate) fn partial_success(rejected: i64, message: &str) -> Vec<u8> {
+    let partial = ExportLogsPartialSuccess { rejected_log_records: rejected, error_message: message.into() };
+    ExportLogsServiceResponse { partial_success: Some(partial) }.encode_to_vec()
+}
+
+/// A message with gRPC's prefix.
+pub(crate) fn framed(message: &[u8]) -> Vec<u8> {
+    let len = u32::try_from(message.len()).unwrap();
+    [&[0][..], &len.to_be_bytes(), message].concat()
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Received {
+    pub(crate) at: Instant,
+    pub(crate) path: String,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Bytes,
+}
+
+impl Received {
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name).map(|value| value.to_str().unwrap())
+    }
+
+    /// Undone exactly as the headers and the gRPC flag say.
+    pub(crate) fn request(&self) -> ExportLogsServiceRequest {
+        let content_type = self.header("content-type").unwrap();
+        let (message, encoding) = if content_type == "application/grpc" {
+            let (prefix, message) = self.body.split_at(5);
+            assert_eq!(u32::from_be_bytes(prefix[1..].try_into().unwrap()) as usize, message.len());
+            let encoding = self.header("grpc-encoding");
+            assert_eq!(prefix[0], u8::from(encoding.is_some()));
+            (message, encoding)
+        } else {
+            (&self.body[..], self.header("content-encoding"))
+        };
+        let mut plain = Vec::new();
+        match encoding {
+            None => plain.extend_from_slice(message),
+            Some("gzip") => drop(GzDecoder::new(message).read_to_end(&mut plain).unwrap()),
+            Some("zstd") => plain = zstd::decode_all(message).unwrap(),
+            Some(other) => panic!("encoding {other}"),
+        }
+        if content_type == "application/json" {
+            serde_json::from_slice(&plain).unwrap()
+        } else {
+            ExportLogsServiceRequest::decode(plain.as_slice()).unwrap()
+        }
+    }
+
+    pub(crate) fn records(&self) -> usize {
+        let request = self.request();
+        request
+            .resource_logs
+            .iter()
+            .flat_map(|resource| &resource.scope_logs)
+            .map(|scope| scope.log_records.len())
+            .sum()
+    }
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Collector {
+    pub(crate) address: SocketAddr,
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    script: Mutex<VecDeque<Answer>>,
+    received: Mutex<Vec<Received>>,
+}
+
+impl Collector {
+    /// Answers with each of the script once, then with success.
+    pub(crate) async fn start(script: impl IntoIterator<Item = Answer>) -> Self {
+        Self::start_at("127.0.0.1:0".parse().unwrap(), script).await
+    }
+
+    pub(crate) async fn start_at(address: SocketAddr, script: impl IntoIterator<Item = Answer>) -> Self {
+        let listener = TcpListener::bind(address).await.unwrap();
+        let shared = Arc::new(Shared { script: Mutex::new(script.into_iter().collect()), ..Shared::default() });
+        let collector = Self { address: listener.local_addr().unwrap(), shared };
+        tokio::spawn(collector.clone().serve(listener, None));
+        collector
+    }
+
+    /// As `localhost`, with TLS.
+    pub(crate) async fn start_tls(tls: TlsAcceptor) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let collector = Self { address: listener.local_addr().unwrap(), shared: Arc::default() };
+        tokio::spawn(collector.clone().serve(listener, Some(tls)));
+        collector
+    }
+
+    pub(crate) fn received(&self) -> Vec<Received> {
+        self.shared.received.lock().unwrap().clone()
+    }
+
+    async fn serve(self, listener: TcpListener, tls: Option<TlsAcceptor>) {
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            let (collector, tls) = (self.clone(), tls.clone());
+            tokio::spawn(async move {
+                match tls {
+                    None => collector.talk(stream).await,
+                    Some(tls) => {
+                        if let Ok(stream) = tls.accept(stream).await {
+                            collector.talk(stream).await;
+                        }
+                    }
+                }
+            });
+        }
+    }
+
+    async fn talk(self, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
+        let service = service_fn(move |request| self.clone().answer(request));
+        // Ends with an error where the script says to disconnect.
+        auto::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service).await.ok();
+    }
+
+    async fn answer(self, request: Request<Incoming>) -> Result<Response<BoxBody<Bytes, Infallible>>, io::Error> {
+        let (head, body) = request.into_parts();
+        let body = body.collect().await.map_err(io::Error::other)?.to_bytes();
+        let grpc = head.headers.get("content-type").is_some_and(|value| value == "application/grpc");
+        let (path, headers) = (head.uri.path().into(), head.headers);
+        self.shared.received.lock().unwrap().push(Received { at: Instant::now(), path, headers, body });
+        let answer = self.shared.script.lock().unwrap().pop_front().unwrap_or(Answer::Success);
+        match answer {
+            Answer::Success if grpc => Ok(grpc_response(0, &[], framed(&[]))),
+            Answer::Success => Ok(http_response(200, &[], Vec::new())),
+            Answer::Grpc { status, headers, message } => Ok(grpc_response(status, &headers, message)),
+            Answer::Http { status, headers, body } => Ok(http_response(status, &headers, body)),
+            Answer::Stall => std::future::pending().await,
+            Answer::Disconnect => Err(io::ErrorKind::ConnectionAborted.into()),
+        }
+    }
+}
+
+/// Waits for what must become true.
+pub(crate) async fn poll(what: &str, mut done: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !done() {
+        assert!(Instant::now() < deadline, "not in time: {what}");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
+fn header_map(headers: &[(&'static str, String)]) -> HeaderMap {
+    headers.iter().map(|(name, value)| (name.parse().unwrap(), HeaderValue::from_str(value).unwrap())).collect()
+}
+
+/// With a message, its status follows in trailers; else it is in the headers.
+fn grpc_response(
+    status: i32,
+    headers: &[(&'static str, String)],
+    message: Vec<u8>,
+) -> Response<BoxBody<Bytes, Infallible>> {
+    let mut trailers = header_map(headers);
+    trailers.insert("grpc-status", status.into());
+    let builder = Response::builder().header("content-type", "application/grpc");
+    if message.is_empty() {
+        let mut response = builder.body(Full::default().boxed()).unwrap();
+        response.headers_mut().extend(trailers);
+        return response;
+    }
+    let body = Full::new(message.into()).with_trailers(async move { Some(Ok(trailers)) });
+    builder.body(body.boxed()).unwrap()
+}
+
+fn http_response(
+    status: u16,
+    headers: &[(&'static str, String)],
+    body: Vec<u8>,
+) -> Response<BoxBody<Bytes, Infallible>> {
+    let mut response = Response::new(Full::new(body.into()).boxed());
+    *response.status_mut() = StatusCode::from_u16(status).unwrap();
+    response.headers_mut().extend(header_map(headers));
+    response
+}
