@@ -1,13 +1,26 @@
 //! Every setting, resolved: flags over the standard `OTEL_*` variables over our YAML file over the defaults.
 
+use std::ffi::OsString;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use tracing::level_filters::LevelFilter;
 use url::Url;
 
+use crate::cli;
+
+mod env;
+mod error;
+mod file;
+mod given;
+mod load;
+mod parse;
+
+pub use error::{ConfigError, Origin};
+
 /// The settings of `namespan run`, all checked.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
     pub console: Console,
     /// Stop by itself after this long.
@@ -21,7 +34,38 @@ pub struct Config {
     pub queue: Queue,
     /// `None`: nothing is shipped.
     pub export: Option<Export>,
-    pub log_level: tracing::level_filters::LevelFilter,
+    /// `None`: Namespan's own counters are not exported.
+    pub metrics: Option<Metrics>,
+    pub log_level: LevelFilter,
+    /// What a user should know about the settings, in whole sentences; to be logged once.
+    pub notes: Vec<String>,
+}
+
+impl Config {
+    /// Flags over the environment over the file of `--config` over the defaults. `env` is asked for variables by name.
+    pub fn load(run: &cli::Run, env: &dyn Fn(&str) -> Option<OsString>) -> Result<Self, ConfigError> {
+        load::load(run, env)
+    }
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            console: Console::Table,
+            run_for: None,
+            probes: Probes::default(),
+            arguments: Arguments::Redacted,
+            enrich: Enrich::default(),
+            resource: Resource::default(),
+            limits: AttributeLimits::default(),
+            batch: Batch::default(),
+            queue: Queue::default(),
+            export: None,
+            metrics: None,
+            log_level: LevelFilter::INFO,
+            notes: Vec::new(),
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,7 +78,7 @@ pub enum Console {
 }
 
 /// What the kernel side collects.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Probes {
     /// Failed `execve` and `execveat` too.
     pub failed_execs: bool,
@@ -46,7 +90,19 @@ pub struct Probes {
     pub filters: Filters,
 }
 
-#[derive(Clone, Debug, Default)]
+impl Default for Probes {
+    fn default() -> Self {
+        Self {
+            failed_execs: false,
+            exits: true,
+            args_limit: 32 << 10,
+            ring_bytes: 8 << 20,
+            filters: Filters::default(),
+        }
+    }
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Filters {
     pub scope: Scope,
     /// Effective uids; empty: all. At most [`namespan_ebpf::settings::UIDS_MAX`].
@@ -76,7 +132,7 @@ pub enum Arguments {
 }
 
 /// How containers are found and remembered.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Enrich {
     /// Docker's Unix socket; `None`: switched off.
     pub docker_socket: Option<PathBuf>,
@@ -94,7 +150,31 @@ pub struct Enrich {
     pub labels: Vec<String>,
 }
 
-#[derive(Clone, Debug, Default)]
+/// Most containers remembered, unless set.
+const CACHE_ENTRIES: NonZeroUsize = NonZeroUsize::MIN.saturating_add(4095);
+
+impl Default for Enrich {
+    fn default() -> Self {
+        let labels = [
+            "com.docker.compose.project",
+            "com.docker.compose.service",
+            "org.opencontainers.image.version",
+            "org.opencontainers.image.revision",
+            "org.opencontainers.image.source",
+        ];
+        Self {
+            docker_socket: Some(PathBuf::from("/var/run/docker.sock")),
+            cache_entries: CACHE_ENTRIES,
+            cache_grace: Duration::from_secs(60),
+            cache_negative: Duration::from_secs(10),
+            wait: Duration::from_millis(500),
+            wait_bytes: 8 << 20,
+            labels: labels.map(str::to_owned).to_vec(),
+        }
+    }
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Resource {
     /// Of the host's and the agent's resource; containers have their own.
     pub service_name: Option<String>,
@@ -103,7 +183,7 @@ pub struct Resource {
 }
 
 /// The specification's attribute limits for log records.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AttributeLimits {
     /// Most characters of a string value; `None`: no limit.
     pub value_length: Option<usize>,
@@ -111,8 +191,14 @@ pub struct AttributeLimits {
     pub count: usize,
 }
 
+impl Default for AttributeLimits {
+    fn default() -> Self {
+        Self { value_length: None, count: 128 }
+    }
+}
+
 /// When a batch is closed: at the first of these.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Batch {
     pub max_records: usize,
     /// Uncompressed bytes.
@@ -120,8 +206,15 @@ pub struct Batch {
     pub delay: Duration,
 }
 
+impl Default for Batch {
+    fn default() -> Self {
+        // Many receivers take 4 MiB at most.
+        Self { max_records: 512, max_bytes: 3 << 20, delay: Duration::from_secs(1) }
+    }
+}
+
 /// Batches waiting to be sent; the oldest is dropped, and counted, when full.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Queue {
     pub max_bytes: usize,
     /// Bound in records too, if set.
@@ -130,8 +223,14 @@ pub struct Queue {
     pub drain: Duration,
 }
 
-/// One OTLP destination for logs.
-#[derive(Clone, Debug)]
+impl Default for Queue {
+    fn default() -> Self {
+        Self { max_bytes: 64 << 20, max_records: None, drain: Duration::from_secs(5) }
+    }
+}
+
+/// One OTLP destination for one signal.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Export {
     pub protocol: Protocol,
     /// With the signal's path already appended where the specification says so.
@@ -144,6 +243,38 @@ pub struct Export {
     pub retry_max_elapsed: Duration,
     /// CA certificates (PEM) to trust instead of the system's.
     pub ca_file: Option<PathBuf>,
+}
+
+impl Export {
+    /// Everything but the destination at its default.
+    #[must_use]
+    pub fn to(endpoint: Url) -> Self {
+        Self {
+            protocol: Protocol::HttpProtobuf,
+            endpoint,
+            headers: Vec::new(),
+            compression: Compression::None,
+            timeout: Some(Duration::from_secs(10)),
+            retry_max_elapsed: Duration::from_secs(300),
+            ca_file: None,
+        }
+    }
+}
+
+/// Where Namespan's own counters go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Metrics {
+    pub export: Export,
+    /// From one export to the next.
+    pub interval: Duration,
+}
+
+impl Metrics {
+    /// Everything but the destination at its default.
+    #[must_use]
+    pub fn to(export: Export) -> Self {
+        Self { export, interval: Duration::from_secs(60) }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,0 +1,251 @@
+//! The command line: what was typed comes in; flags, still as text, go out for [`crate::config`] to check.
+
+use std::path::PathBuf;
+
+use clap::{ArgAction, Args, Parser, Subcommand};
+
+const PRECEDENCE: &str = "\
+A flag beats an environment variable, which beats the file of --config, which beats the default. \
+A flag that can be repeated replaces the whole list below it.
+
+The standard OTEL_* variables for logs are honoured, OTEL_EXPORTER_OTLP_LOGS_* before OTEL_EXPORTER_OTLP_*, \
+and DOCKER_HOST where it names a Unix socket. An invalid value is an error, also where it is overridden.";
+
+const RUN_HELP: &str = "\
+Examples:
+  # Watch this host in the terminal
+  namespan run
+  # Only programs that root starts in containers, for ten seconds, as OTLP/JSON lines
+  namespan run --containers --uid 0 --for 10s --console jsonl
+  # Ship to a Collector on this host
+  namespan run --endpoint http://localhost:4318
+  # Ship to Loki, with the password out of sight of ps
+  export OTEL_EXPORTER_OTLP_HEADERS='authorization=Basic%20...'
+  namespan run --endpoint https://loki.example/otlp";
+
+/// Watches every exec and exit of a Linux host and its containers, and ships them as OpenTelemetry logs.
+#[derive(Parser)]
+#[command(name = "namespan", version, after_help = PRECEDENCE)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Subcommand)]
+pub enum Command {
+    /// Watch processes, until interrupted
+    Run(Box<Run>),
+    /// Say what would work on this host: kernel, permissions, Docker, endpoint
+    Check(Box<Check>),
+}
+
+/// The flags of `namespan run`.
+#[derive(Args, Default)]
+#[command(after_help = format!("{PRECEDENCE}\n\n{RUN_HELP}"))]
+pub struct Run {
+    /// Read settings from this YAML file; otel-config/namespan.yaml has them all
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+
+    /// Print each event [default: table if no endpoint is set, else none]
+    #[arg(long, value_name = "FORMAT", value_parser = ["table", "jsonl", "none"])]
+    pub console: Option<String>,
+
+    /// Stop by itself after this long, such as 10s, 500ms or 1h30m
+    #[arg(long = "for", value_name = "DURATION")]
+    pub run_for: Option<String>,
+
+    /// Log of Namespan itself [default: info]
+    #[arg(long, value_name = "LEVEL", value_parser = ["none", "error", "warn", "info", "debug", "trace"])]
+    pub log_level: Option<String>,
+
+    #[command(flatten)]
+    pub probes: ProbeFlags,
+
+    #[command(flatten)]
+    pub export: ExportFlags,
+
+    #[command(flatten)]
+    pub docker: DockerFlags,
+
+    /// Send this container label, if present, as container.label.KEY; `*` at the end matches any rest (repeatable)
+    #[arg(long = "label", value_name = "KEY", help_heading = "Containers")]
+    pub labels: Vec<String>,
+}
+
+/// The flags of `namespan check`.
+#[derive(Args, Default)]
+#[command(after_help = PRECEDENCE)]
+pub struct Check {
+    /// Print the answers as one JSON object
+    #[arg(long)]
+    pub json: bool,
+
+    /// Read settings from this YAML file; otel-config/namespan.yaml has them all
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub export: ExportFlags,
+
+    #[command(flatten)]
+    pub docker: DockerFlags,
+}
+
+/// What is watched.
+#[derive(Args, Clone, Default)]
+#[command(next_help_heading = "What is watched")]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of its own")]
+pub struct ProbeFlags {
+    /// Only processes outside containers
+    #[arg(long, conflicts_with = "containers")]
+    pub host: bool,
+
+    /// Only processes inside containers
+    #[arg(long)]
+    pub containers: bool,
+
+    /// Only processes of this effective user id (repeatable)
+    #[arg(long = "uid", value_name = "N", action = ArgAction::Append)]
+    pub uids: Vec<String>,
+
+    /// Only processes whose comm begins so (repeatable)
+    #[arg(long = "comm", value_name = "PREFIX", action = ArgAction::Append)]
+    pub comms: Vec<String>,
+
+    /// Only processes whose executable's path begins so (repeatable)
+    #[arg(long = "path", value_name = "PREFIX", action = ArgAction::Append)]
+    pub paths: Vec<String>,
+
+    /// Tell of failed execs too
+    #[arg(long)]
+    pub failed: bool,
+
+    /// Tell of execs only, not of exits
+    #[arg(long)]
+    pub no_exit: bool,
+
+    /// Arguments: off keeps only argv[0] and the count, redacted hides what looks secret [default: redacted]
+    #[arg(long, value_name = "MODE", value_parser = ["off", "redacted", "full"])]
+    pub args: Option<String>,
+
+    /// Most argument bytes kept per exec, such as 4KiB [default: 32KiB]
+    #[arg(long, value_name = "BYTES")]
+    pub args_limit: Option<String>,
+
+    /// Size of the ring buffer between kernel and user space, a power of two [default: 8MiB]
+    #[arg(long, value_name = "BYTES")]
+    pub ring_size: Option<String>,
+}
+
+/// Where it is shipped.
+#[derive(Args, Clone, Default)]
+#[command(next_help_heading = "Where it is shipped")]
+pub struct ExportFlags {
+    /// OTLP endpoint; nothing is shipped without one
+    ///
+    /// Over HTTP v1/logs is appended, as to `OTEL_EXPORTER_OTLP_ENDPOINT`. For gRPC a bare HOST:PORT will do: it means
+    /// https, unless `OTEL_EXPORTER_OTLP_INSECURE` is true. A scheme in the URL beats that variable.
+    #[arg(long, value_name = "URL")]
+    pub endpoint: Option<String>,
+
+    /// OTLP protocol [default: http/protobuf]
+    #[arg(long, value_parser = ["grpc", "http/protobuf", "http/json"])]
+    pub protocol: Option<String>,
+
+    /// Header or gRPC metadata to send, taken as it is (repeatable)
+    ///
+    /// Every user of the host can read a command line: give secrets in `OTEL_EXPORTER_OTLP_HEADERS` or in the file.
+    #[arg(long = "header", value_name = "K=V", action = ArgAction::Append)]
+    pub headers: Vec<String>,
+
+    /// Compression of requests [default: none]
+    #[arg(long, value_parser = ["none", "gzip", "zstd"])]
+    pub compression: Option<String>,
+}
+
+/// How containers are found.
+#[derive(Args, Clone, Default)]
+#[command(next_help_heading = "Containers")]
+pub struct DockerFlags {
+    /// Docker's Unix socket [default: /var/run/docker.sock]
+    #[arg(long, value_name = "PATH", conflicts_with = "no_docker")]
+    pub docker_socket: Option<String>,
+
+    /// Do not ask Docker for the names of containers
+    #[arg(long)]
+    pub no_docker: bool,
+}
+
+impl From<&Check> for Run {
+    /// The same settings, for a run that is only tried.
+    fn from(check: &Check) -> Self {
+        Self {
+            config: check.config.clone(),
+            export: check.export.clone(),
+            docker: check.docker.clone(),
+            ..Self::default()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn parse(line: &str) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(line.split_whitespace())
+    }
+
+    fn refusal(line: &str) -> String {
+        parse(line).err().expect("must be refused").to_string()
+    }
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn scope_filters_exclude_each_other() {
+        let message = refusal("namespan run --host --containers");
+        assert!(message.contains("--host") && message.contains("--containers"), "{message}");
+        let message = refusal("namespan run --no-docker --docker-socket /run/docker.sock");
+        assert!(message.contains("--no-docker") && message.contains("--docker-socket"), "{message}");
+    }
+
+    #[test]
+    fn an_unknown_choice_is_refused_with_flag_value_and_choices() {
+        for (flag, choice) in [
+            ("--console", "jsonl"),
+            ("--args", "redacted"),
+            ("--protocol", "http/json"),
+            ("--compression", "zstd"),
+            ("--log-level", "trace"),
+        ] {
+            let message = refusal(&format!("namespan run {flag} bogus"));
+            for part in [flag, "bogus", choice] {
+                assert!(message.contains(part), "{part} in {message}");
+            }
+        }
+    }
+
+    #[test]
+    fn repeatable_flags_keep_their_order() {
+        let Command::Run(run) = parse("namespan run --uid 7 --uid 0 --header a=b --header c=d").unwrap().command else {
+            panic!("run expected");
+        };
+        assert_eq!(run.probes.uids, ["7", "0"]);
+        assert_eq!(run.export.headers, ["a=b", "c=d"]);
+    }
+
+    #[test]
+    fn help_names_the_precedence_and_examples() {
+        let help = refusal("namespan run --help");
+        for part in ["A flag beats an environment variable", "namespan run --containers --uid 0", "[default: 8MiB]"] {
+            assert!(help.contains(part), "{part} in {help}");
+        }
+    }
+}

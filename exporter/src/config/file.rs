@@ -1,0 +1,385 @@
+//! Our YAML file: text comes in, the values it has go out, each with its line. Its structure is that of the settings.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use serde::{Deserialize, Deserializer};
+use serde_saphyr::{Spanned, UserMessageFormatter};
+
+use super::error::{ConfigError, Origin};
+use super::given::{self, Given};
+use super::parse::{self, Expected, Headers};
+
+/// One value, still as text: all layers are parsed alike.
+type Entry = Option<Spanned<String>>;
+type List = Option<Vec<Entry>>;
+type Map = Option<BTreeMap<String, Entry>>;
+
+/// The file's schema; what it leaves out is `None`.
+#[derive(Default, Deserialize)]
+#[cfg_attr(test, derive(serde::Serialize))]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Schema {
+    pub console: Entry,
+    pub run_for: Entry,
+    pub log_level: Entry,
+    #[serde(deserialize_with = "section")]
+    pub probes: Probes,
+    pub arguments: Entry,
+    #[serde(deserialize_with = "section")]
+    pub enrich: Enrich,
+    #[serde(deserialize_with = "section")]
+    pub resource: Resource,
+    #[serde(deserialize_with = "section")]
+    pub limits: Limits,
+    #[serde(deserialize_with = "section")]
+    pub batch: Batch,
+    #[serde(deserialize_with = "section")]
+    pub queue: Queue,
+    #[serde(deserialize_with = "section")]
+    pub export: Export,
+    #[serde(deserialize_with = "section")]
+    pub metrics: Metrics,
+}
+
+#[derive(Default, Deserialize)]
+#[cfg_attr(test, derive(serde::Serialize))]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Probes {
+    pub failed_execs: Entry,
+    pub exits: Entry,
+    pub args_limit: Entry,
+    pub ring_bytes: Entry,
+    #[serde(deserialize_with = "section")]
+    pub filters: Filters,
+}
+
+#[derive(Default, Deserialize)]
+#[cfg_attr(test, derive(serde::Serialize))]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Filters {
+    pub scope: Entry,
+    pub uids: List,
+    pub comms: List,
+    pub paths: List,
+}
+
+#[derive(Default, Deserialize)]
+#[cfg_attr(test, derive(serde::Serialize))]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Enrich {
+    pub docker_socket: Entry,
+    pub cache_entries: Entry,
+    pub cache_grace: Entry,
+    pub cache_negative: Entry,
+    pub wait: Entry,
+    pub wait_bytes: Entry,
+    pub labels: List,
+}
+
+#[derive(Default, Deserialize)]
+#[cfg_attr(test, derive(serde::Serialize))]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Resource {
+    pub service_name: Entry,
+    pub attributes: Map,
+}
+
+#[derive(Default, Deserialize)]
+#[cfg_attr(test, derive(serde::Serialize))]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Limits {
+    pub value_length: Entry,
+    pub count: Entry,
+}
+
+#[derive(Default, Deserialize)]
+#[cfg_attr(test, derive(serde::Serialize))]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Batch {
+    pub max_records: Entry,
+    pub max_bytes: Entry,
+    pub delay: Entry,
+}
+
+#[derive(Default, Deserialize)]
+#[cfg_attr(test, derive(serde::Serialize))]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Queue {
+    pub max_bytes: Entry,
+    pub max_records: Entry,
+    pub drain: Entry,
+}
+
+#[derive(Default, Deserialize)]
+#[cfg_attr(test, derive(serde::Serialize))]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Export {
+    pub endpoint: Entry,
+    pub insecure: Entry,
+    pub protocol: Entry,
+    pub headers: Map,
+    pub compression: Entry,
+    pub timeout: Entry,
+    pub retry_max_elapsed: Entry,
+    pub ca_file: Entry,
+}
+
+#[derive(Default, Deserialize)]
+#[cfg_attr(test, derive(serde::Serialize))]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Metrics {
+    pub exporter: Entry,
+    pub endpoint: Entry,
+    pub interval: Entry,
+}
+
+/// A section whose every line is commented out is null.
+fn section<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(deserializer: D) -> Result<T, D::Error> {
+    Option::deserialize(deserializer).map(Option::unwrap_or_default)
+}
+
+/// A file's values are asked for by key, so that errors can name it.
+pub(super) struct File {
+    path: Arc<Path>,
+    pub schema: Schema,
+}
+
+impl File {
+    /// No file: no values.
+    pub fn load(path: Option<&Path>) -> Result<Self, ConfigError> {
+        let Some(path) = path else { return Ok(Self { path: Path::new("").into(), schema: Schema::default() }) };
+        match std::fs::read_to_string(path) {
+            Ok(text) => Self::read(path, &text),
+            Err(source) => Err(ConfigError::Read { path: path.to_owned(), source }),
+        }
+    }
+
+    fn read(path: &Path, text: &str) -> Result<Self, ConfigError> {
+        // A snippet could show the value of a header.
+        let options = serde_saphyr::options! { with_snippet: false, strict_booleans: true };
+        match serde_saphyr::from_str_with_options(text, options) {
+            Ok(schema) => Ok(Self { path: path.into(), schema }),
+            Err(error) => {
+                let line = error.location().map(|location| location.line()).filter(|line| *line > 0);
+                Err(ConfigError::File {
+                    path: path.to_owned(),
+                    line,
+                    key: line.map(|line| key_at(text, line)).unwrap_or_default(),
+                    problem: problem(&error),
+                })
+            }
+        }
+    }
+
+    pub fn text(&self, key: &str, entry: &Entry) -> Option<Given> {
+        entry.as_ref().map(|entry| Given { value: entry.value.clone(), origin: self.origin(key, entry) })
+    }
+
+    pub fn parse<T>(
+        &self,
+        key: &str,
+        entry: &Entry,
+        parse: impl Fn(&str) -> Result<T, Expected>,
+    ) -> Result<Option<Given<T>>, ConfigError> {
+        self.text(key, entry).map(|given| given.parse(parse)).transpose()
+    }
+
+    pub fn list<T>(
+        &self,
+        key: &str,
+        list: &List,
+        most: usize,
+        parse: impl Fn(&str) -> Result<T, Expected>,
+    ) -> Result<Option<Given<Vec<T>>>, ConfigError> {
+        let Some(list) = list else { return Ok(None) };
+        let origin = list.iter().flatten().next().map_or(Origin::Default, |first| self.origin(key, first));
+        let items = list.iter().map(|entry| {
+            let Given { value, origin } = self.present(key, entry)?;
+            Ok((value, origin))
+        });
+        given::list(origin, items, most, parse).map(Some)
+    }
+
+    /// Attributes in the order of their keys.
+    pub fn attributes(&self, key: &str, map: &Map) -> Result<Vec<(String, Given)>, ConfigError> {
+        let entries = map.iter().flatten();
+        entries
+            .map(|(name, entry)| {
+                let given = self.present(&format!("{key}.{name}"), entry)?;
+                if name.trim().is_empty() {
+                    let expected = "the value of an attribute: its key is empty".to_owned();
+                    return Err(ConfigError::Invalid { origin: given.origin, value: given.value, expected });
+                }
+                Ok((name.clone(), given))
+            })
+            .collect()
+    }
+
+    pub fn headers(&self, key: &str, map: &Map) -> Result<Option<Given<Headers>>, ConfigError> {
+        let Some(map) = map else { return Ok(None) };
+        let mut headers = Headers::new();
+        let mut first = None;
+        for (name, entry) in map {
+            let Given { value, origin } = self.present(&format!("{key}.{name}"), entry)?;
+            match parse::headers([(name, value)]) {
+                Ok(header) => header.into_iter().for_each(|(name, value)| parse::put(&mut headers, name, value)),
+                Err(problem) => return Err(ConfigError::Secret { origin, problem }),
+            }
+            first.get_or_insert(origin);
+        }
+        Ok(Some(Given { value: headers, origin: first.unwrap_or(Origin::Default) }))
+    }
+
+    fn present(&self, key: &str, entry: &Entry) -> Result<Given, ConfigError> {
+        self.text(key, entry).ok_or_else(|| ConfigError::File {
+            path: self.path.to_path_buf(),
+            line: None,
+            key: key.to_owned(),
+            problem: "a value is missing; write '' for an empty one".to_owned(),
+        })
+    }
+
+    fn origin(&self, key: &str, entry: &Spanned<String>) -> Origin {
+        Origin::File { path: Arc::clone(&self.path), line: entry.referenced.line(), key: key.to_owned() }
+    }
+}
+
+/// The place stands before the message already.
+fn problem(error: &serde_saphyr::Error) -> String {
+    let message = error.render_with_formatter(&UserMessageFormatter);
+    match message.rsplit_once(" at line ") {
+        Some((message, _)) => message.to_owned(),
+        None => message,
+    }
+}
+
+/// The dotted key of a line in block style, as far as its keys look like ours: anything else may be part of a secret.
+fn key_at(text: &str, line: u64) -> String {
+    let Ok(line) = usize::try_from(line) else { return String::new() };
+    let mut keys = Vec::new();
+    let mut inside = usize::MAX;
+    let lines: Vec<_> = text.lines().take(line).collect();
+    for (at, line) in lines.iter().enumerate().rev() {
+        let indent = line.len() - line.trim_start().len();
+        let Some((key, _)) = line.trim_start().split_once(':') else { continue };
+        if indent >= inside || key.is_empty() || !key.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_') {
+            // Only a parent's line may be passed over: an error's own line without a key has none.
+            if at + 1 == lines.len() && indent < inside {
+                inside = indent;
+            }
+            continue;
+        }
+        inside = indent;
+        keys.push(key);
+        if indent == 0 {
+            break;
+        }
+    }
+    keys.reverse();
+    keys.join(".")
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+
+    use super::*;
+
+    fn refusal(text: &str) -> String {
+        File::read(Path::new("otel.yaml"), text).err().expect("must be refused").to_string()
+    }
+
+    #[test]
+    fn what_is_not_our_schema_is_refused_with_line_and_key() {
+        let cases = [
+            ("probes:\n  filters:\n    uid: [0]\n", "otel.yaml line 3: probes.filters.uid: unknown field `uid`"),
+            ("exports: {}\n", "otel.yaml line 1: exports: unknown field `exports`"),
+            ("batch:\n  delay: [1s]\n", "otel.yaml line 2: batch.delay: expected"),
+            ("probes:\n  filters:\n    uids: 7\n", "otel.yaml line 3: probes.filters.uids: expected"),
+            ("queue: 5\n", "otel.yaml line 1: queue: expected"),
+            ("queue:\n  drain: 5s\n  drain: 6s\n", "otel.yaml line 3: queue.drain: duplicate mapping key `drain`"),
+            ("queue: {drain: 5s\n", "otel.yaml line"),
+            ("- a\n", "otel.yaml line 1: "),
+            ("console: table\n---\nconsole: none\n", "otel.yaml line "),
+        ];
+        for (text, start) in cases {
+            let message = refusal(text);
+            assert!(message.starts_with(start), "{message} for {text}");
+            assert!(!message.contains(", column"), "{message}");
+        }
+    }
+
+    #[test]
+    fn a_misplaced_header_is_never_shown() {
+        for text in [
+            "export:\n  headers: hunter2\n",
+            "export:\n  headers: [hunter2]\n",
+            "export:\n  headers:\n    k: [hunter2]\n",
+            "export:\n  headers:\n    k: {hunter2: x}\n",
+            "export:\n  headers:\n    k: hunter2: x\n",
+            "export:\n  headers:\n    k: \"\\q hunter2\"\n",
+            "export:\n  headers:\n    k: 'hunter2\n",
+        ] {
+            let message = refusal(text);
+            assert!(!message.contains("hunter2"), "{message}");
+            assert!(message.contains("otel.yaml line "), "{message}");
+        }
+    }
+
+    #[test]
+    fn empty_files_and_sections_have_no_values() {
+        for text in ["", "# nothing\n", "probes:\n", "probes:\n  filters:\n", "probes: {}\nexport: ~\n"] {
+            assert!(File::read(Path::new("otel.yaml"), text).is_ok(), "{text}");
+        }
+    }
+
+    fn leaves(value: &Value, at: &str, found: &mut Vec<String>) {
+        match value.as_object().filter(|map| !map.is_empty()) {
+            Some(map) => {
+                for (key, value) in map {
+                    leaves(value, &format!("{at}.{key}"), found);
+                }
+            }
+            None => found.push(at.to_owned()),
+        }
+    }
+
+    #[test]
+    fn every_key_of_the_schema_stands_in_the_sample_file() {
+        let sample: Value = serde_saphyr::from_str(include_str!("../../../otel-config/namespan.yaml")).unwrap();
+        let schema = serde_json::to_value(Schema::default()).unwrap();
+        let (mut in_sample, mut in_schema) = (Vec::new(), Vec::new());
+        leaves(&sample, "", &mut in_sample);
+        leaves(&schema, "", &mut in_schema);
+        in_sample.sort();
+        in_schema.sort();
+        assert_eq!(in_sample, in_schema);
+    }
+
+    #[test]
+    fn every_key_in_the_sample_file_has_a_comment_and_a_value() {
+        const UNSET: [&str; 7] =
+            ["console", "run_for", "service_name", "value_length", "max_records", "endpoint", "ca_file"];
+        let mut commented = false;
+        for line in include_str!("../../../otel-config/namespan.yaml").lines() {
+            let line = line.trim();
+            if line.starts_with('#') {
+                commented = true;
+            } else if let Some((key, value)) = line.split_once(':') {
+                assert!(commented, "{key} has no comment");
+                commented = false;
+                assert!(value.trim() != "null" || UNSET.contains(&key), "{key} has a default");
+            }
+        }
+    }
+
+    #[test]
+    fn keys_are_found_by_line() {
+        let text = "a:\n  b: 1\n\n  # c: no\n  c:\n    - 1\n    X-Y: s\nd: 2\n";
+        for (line, key) in [(1, "a"), (2, "a.b"), (5, "a.c"), (6, "a.c"), (7, "a.c"), (8, "d"), (99, "d"), (0, "")] {
+            assert_eq!(key_at(text, line), key, "line {line}");
+        }
+    }
+}
