@@ -2,5 +2,22 @@
 
 #![forbid(unsafe_code)]
 
+pub mod cli;
 pub mod config;
+pub mod pipeline;
+
+pub mod attach;
+pub mod ring;
+pub mod decode;
 pub mod event;
+pub mod clock;
+pub mod enrich;
+pub mod images;
+pub mod redact;
+pub mod model;
+pub mod console;
+pub mod queue;
+pub mod ship;
+pub mod telemetry;
+
+pub mod check;

@@ -1,0 +1,110 @@
+//! `namespan check`: the settings come in; what this kernel and host offer, what it means and the remedy go out.
+//!
+//! Everything is tried, nothing is concluded from a version. A check that fails stops no other.
+
+mod cgroup;
+mod hooks;
+mod kernel;
+mod privilege;
+mod report;
+mod service;
+
+use std::io::{self, IsTerminal as _, Write};
+
+use crate::cli;
+use crate::config::Config;
+use privilege::Privileges;
+use report::{Check, Report};
+
+/// Prints what works here, as JSON if the flags say so. `false`: something that Namespan cannot do without is missing.
+pub async fn run(flags: &cli::Check, config: &Config, out: &mut dyn Write) -> io::Result<bool> {
+    let report = Report::new(checks(flags, config).await);
+    if flags.json {
+        report.json(out)?;
+    } else {
+        let is_colourful =
+            io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+        report.text(out, is_colourful)?;
+    }
+    Ok(report.ok)
+}
+
+async fn checks(flags: &cli::Check, config: &Config) -> Vec<Check> {
+    let privileges = Privileges::of_this_process();
+    let mut checks = vec![kernel::release(), privilege::user(&privileges), privilege::capabilities(&privileges)];
+    checks.push(kernel::lockdown());
+    checks.extend(hooks::checks(&config.probes, &privileges));
+    checks.extend([privilege::pid_namespace(), privilege::cgroup_namespace(), cgroup::check()]);
+    let (docker, collector) = tokio::join!(
+        service::docker(config.enrich.docker_socket.as_deref()),
+        service::collector(config.export.as_ref())
+    );
+    checks.extend([docker, collector, settings(flags, config)]);
+    checks
+}
+
+/// An invalid setting has stopped us before this.
+fn settings(flags: &cli::Check, config: &Config) -> Check {
+    let found = match &flags.config {
+        Some(path) => format!("{} is valid, and so are flags and environment", path.display()),
+        None => "no file; flags and environment are valid".to_owned(),
+    };
+    if config.notes.is_empty() {
+        return Check::ok("config", found);
+    }
+    Check::warn("config", found)
+        .means(config.notes.join("; "))
+        .remedy("change the setting named, if that is not what you want")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn notes_about_the_settings_are_a_warning() {
+        let quiet = settings(&cli::Check::default(), &Config::default());
+        assert_eq!(quiet.status, report::Status::Ok);
+        let config = Config { notes: vec!["one".to_owned(), "two".to_owned()], ..Config::default() };
+        let noted = settings(&cli::Check { config: Some("/etc/n.yaml".into()), ..cli::Check::default() }, &config);
+        assert_eq!(noted.status, report::Status::Warn);
+        assert_eq!(noted.consequence.as_deref(), Some("one; two"));
+        assert!(noted.found.contains("/etc/n.yaml"), "{}", noted.found);
+    }
+
+    #[tokio::test]
+    async fn every_check_has_its_line_whatever_the_privileges_of_the_test() {
+        let mut config = Config::default();
+        config.enrich.docker_socket = None;
+        let checks = checks(&cli::Check::default(), &config).await;
+        let names: Vec<_> = checks.iter().map(|check| check.name.as_str()).collect();
+        assert_eq!(
+            names,
+            [
+                "kernel",
+                "user",
+                "capabilities",
+                "lockdown",
+                "btf",
+                "ring_buffer",
+                "hook_sched_process_exec",
+                "hook_sched_process_exit",
+                "tracefs",
+                "hook_sys_enter_execve",
+                "hook_sys_enter_execveat",
+                "hook_sys_exit_execve",
+                "hook_sys_exit_execveat",
+                "pid_namespace",
+                "cgroup_namespace",
+                "cgroups",
+                "docker",
+                "collector",
+                "config",
+            ]
+        );
+        for check in checks {
+            let is_fine = matches!(check.status, report::Status::Ok | report::Status::Skip);
+            assert!(is_fine || check.remedy.is_some(), "{check:?}");
+        }
+    }
+}

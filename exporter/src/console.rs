@@ -1,0 +1,319 @@
+//! Events for people: a line each, aligned and safe for any terminal; written by a thread that nothing waits for.
+
+use std::io::{self, IsTerminal as _, Write as _};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::thread;
+
+use tokio::sync::oneshot;
+
+use namespan_ebpf::wire::ns;
+
+use crate::config::{self, Arguments};
+use crate::enrich::{Attribution, Owner};
+use crate::event::{Event, Exit, Kind};
+use crate::model::log::args::sent;
+use crate::model::names;
+use crate::model::text::Line;
+use crate::redact::Redactor;
+
+/// Chunks and bytes that wait for a slow terminal; what is over is dropped, and counted.
+const CHUNKS: usize = 256;
+const WAITING_BYTES: usize = 32 << 20;
+/// Bytes of a chunk: it is handed on when larger, and after each turn of the pipeline.
+const CHUNK: usize = 64 << 10;
+
+const BOLD: &str = "\x1b[1m";
+const DIM: &str = "\x1b[2m";
+const RED: &str = "\x1b[31m";
+const CYAN: &str = "\x1b[36m";
+const RESET: &str = "\x1b[0m";
+
+const CONTAINER_WIDTH: usize = 20;
+const COMM_WIDTH: usize = 15;
+
+/// Standard output in one of its forms.
+#[derive(Debug)]
+pub struct Console {
+    form: config::Console,
+    arguments: Arguments,
+    colour: bool,
+    chunk: Vec<u8>,
+    /// Events in the chunk.
+    pending: u64,
+    writer: Option<SyncSender<Chunk>>,
+    progress: Arc<Progress>,
+    finished: Option<oneshot::Receiver<()>>,
+    line: Line,
+    redactor: Redactor,
+    handed_on: u64,
+    dropped: u64,
+    closed: bool,
+}
+
+/// Whole lines, and how many events they hold.
+#[derive(Debug)]
+struct Chunk {
+    bytes: Vec<u8>,
+    events: u64,
+}
+
+/// What the writer has done so far.
+#[derive(Debug, Default)]
+struct Progress {
+    waiting_bytes: AtomicUsize,
+    events: AtomicU64,
+}
+
+impl Console {
+    /// Prints the head of a table at once.
+    pub fn new(form: config::Console, arguments: Arguments) -> io::Result<Self> {
+        let colour = io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|set| set.is_empty());
+        let mut console = Self {
+            form,
+            arguments,
+            colour,
+            chunk: Vec::new(),
+            pending: 0,
+            writer: None,
+            progress: Arc::default(),
+            finished: None,
+            line: Line::default(),
+            redactor: Redactor::new(),
+            handed_on: 0,
+            dropped: 0,
+            closed: false,
+        };
+        if form != config::Console::None {
+            let (chunks, to_write) = sync_channel(CHUNKS);
+            let (finished, wait) = oneshot::channel();
+            let progress = Arc::clone(&console.progress);
+            thread::Builder::new().name("console".to_owned()).spawn(move || {
+                write(&to_write, &progress);
+                // Whoever waited may have given up.
+                let _gone = finished.send(());
+            })?;
+            console.writer = Some(chunks);
+            console.finished = Some(wait);
+        }
+        if form == config::Console::Table {
+            console.head();
+            console.flush();
+        }
+        Ok(console)
+    }
+
+    #[must_use]
+    pub fn is_table(&self) -> bool {
+        self.form == config::Console::Table
+    }
+
+    #[must_use]
+    pub fn is_jsonl(&self) -> bool {
+        self.form == config::Console::Jsonl
+    }
+
+    /// Whoever read the output is gone.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.closed
+    }
+
+    /// Events that standard output has taken, and events it was too slow for or will not take any more. Exact once
+    /// finished.
+    #[must_use]
+    pub fn counts(&self) -> (u64, u64) {
+        let printed = self.progress.events.load(Ordering::Acquire);
+        (printed, self.dropped + self.handed_on - printed)
+    }
+
+    /// One row of the table.
+    pub fn row(&mut self, event: &Event<'_>, unix_ns: u64, attribution: &Attribution) {
+        let process = &event.process;
+        let is_exit = matches!(event.kind, Kind::Exit(_));
+        let (dim, reset) = if self.colour && is_exit { (DIM, RESET) } else { ("", "") };
+        self.put(format_args!("{dim}"));
+        self.time(unix_ns);
+        self.put(format_args!(" {:<10} ", process.namespaces[ns::PID]));
+        let colour = self.colour && matches!(attribution.owner, Owner::Container(_)) && !is_exit;
+        if colour {
+            self.put(format_args!("{CYAN}"));
+        }
+        let owner = match &attribution.owner {
+            Owner::Container(container) => {
+                container.name.as_deref().unwrap_or_else(|| container.id.get(..12).unwrap_or(&container.id)).as_bytes()
+            }
+            Owner::Host => event.nodename,
+        };
+        self.column(owner, CONTAINER_WIDTH);
+        if colour {
+            self.put(format_args!("{RESET}"));
+        }
+        self.put(format_args!(
+            " {:>7} {:>7} {:>7} {:>6} ",
+            process.parent_tgid, process.tgid, process.vpid, process.euid
+        ));
+        let comm = process.comm.split(|byte| *byte == 0).next().unwrap_or_default();
+        self.column(comm, COMM_WIDTH);
+        self.put(format_args!(" "));
+        self.what(event);
+        self.put(format_args!("{reset}\n"));
+        self.pending += 1;
+        if self.chunk.len() > CHUNK {
+            self.flush();
+        }
+    }
+
+    /// One line of OTLP/JSON that holds so many records.
+    pub fn json(&mut self, line: &str, records: u32) {
+        self.put(format_args!("{line}\n"));
+        self.pending += u64::from(records);
+        self.flush();
+    }
+
+    /// Counts records that can't be printed.
+    pub fn lose(&mut self, records: u32) {
+        self.dropped += u64::from(records);
+    }
+
+    /// Hands what was printed to the writer; never waits for it.
+    pub fn flush(&mut self) {
+        if self.chunk.is_empty() {
+            return;
+        }
+        let pending = std::mem::take(&mut self.pending);
+        let Some(writer) = &self.writer else {
+            self.chunk.clear();
+            self.dropped += pending;
+            return;
+        };
+        let len = self.chunk.len();
+        let waiting = self.progress.waiting_bytes.load(Ordering::Acquire);
+        let chunk = Chunk { bytes: std::mem::take(&mut self.chunk), events: pending };
+        // One chunk is always taken, however large.
+        let sent = if waiting > 0 && waiting + len > WAITING_BYTES {
+            Err(TrySendError::Full(chunk))
+        } else {
+            self.progress.waiting_bytes.fetch_add(len, Ordering::AcqRel);
+            writer.try_send(chunk).inspect_err(|_| {
+                self.progress.waiting_bytes.fetch_sub(len, Ordering::AcqRel);
+            })
+        };
+        match sent {
+            Ok(()) => self.handed_on += pending,
+            Err(TrySendError::Full(_)) => {
+                if self.dropped == 0 {
+                    tracing::error!("standard output is too slow: events are not printed, and counted");
+                }
+                self.dropped += pending;
+            }
+            Err(TrySendError::Disconnected(_)) => {
+                self.dropped += pending;
+                self.writer = None;
+                self.closed = true;
+            }
+        }
+    }
+
+    /// Waits until all is written; forever, if whoever reads the output has stopped to.
+    pub async fn finish(&mut self) {
+        self.flush();
+        self.writer = None;
+        if let Some(finished) = self.finished.take() {
+            // An error: the thread is gone, which is as finished as it gets.
+            let _finished = finished.await;
+        }
+    }
+
+    fn head(&mut self) {
+        let (bold, reset) = if self.colour { (BOLD, RESET) } else { ("", "") };
+        self.put(format_args!(
+            "{bold}{:<12} {:<10} {:<CONTAINER_WIDTH$} {:>7} {:>7} {:>7} {:>6} {:<COMM_WIDTH$} ARGS{reset}\n",
+            "TIME (UTC)", "PIDNS", "CONTAINER", "PPID", "PID", "VPID", "UID", "COMM"
+        ));
+    }
+
+    /// What happened: the arguments of an exec, or how it ended.
+    fn what(&mut self, event: &Event<'_>) {
+        self.line.clear();
+        match &event.kind {
+            Kind::Exec(exec) => {
+                let only_the_first = self.arguments == Arguments::Off;
+                let most = if only_the_first { 1 } else { usize::MAX };
+                for (index, arg) in sent(exec.args, self.arguments, &mut self.redactor).take(most).enumerate() {
+                    if index > 0 {
+                        self.line.push(b" ");
+                    }
+                    self.line.push(&arg);
+                    if self.line.full() {
+                        break;
+                    }
+                }
+            }
+            Kind::Exit(exit) => return self.exit(event, *exit),
+            Kind::ExecFailed(failed) => {
+                self.line.push(failed.path);
+                let (red, reset) = if self.colour { (RED, RESET) } else { ("", "") };
+                self.put(format_args!("{red}failed: "));
+                match names::errno(failed.errno) {
+                    Some(name) => self.put(format_args!("{name}{reset} ")),
+                    None => self.put(format_args!("errno {}{reset} ", failed.errno)),
+                }
+            }
+        }
+        self.chunk.extend_from_slice(self.line.as_bytes());
+    }
+
+    fn exit(&mut self, event: &Event<'_>, exit: Exit) {
+        let ran_ns = event.process.time_boot_ns.saturating_sub(event.process.start_boot_ns);
+        match exit.status.signal() {
+            Some(signal) => match names::signal(signal) {
+                Some(name) => self.put(format_args!("killed by {name}")),
+                None => self.put(format_args!("killed by signal {signal}")),
+            },
+            None => self.put(format_args!("exit {}", exit.status.code())),
+        }
+        self.put(format_args!(" after {}.{:03} s", ran_ns / 1_000_000_000, ran_ns / 1_000_000 % 1000));
+    }
+
+    fn time(&mut self, unix_ns: u64) {
+        let ms = unix_ns / 1_000_000;
+        let (seconds, ms) = (ms / 1000 % 86_400, ms % 1000);
+        let (minutes, seconds) = (seconds / 60, seconds % 60);
+        self.put(format_args!("{:02}:{:02}:{seconds:02}.{ms:03}", minutes / 60, minutes % 60));
+    }
+
+    /// Bytes that anybody may have chosen, cut or padded to a width.
+    fn column(&mut self, bytes: &[u8], width: usize) {
+        self.line.clear();
+        self.line.push(bytes);
+        let text = self.line.as_str();
+        let chars = text.chars().count();
+        if chars > width {
+            let cut = text.char_indices().nth(width - 1).map_or(text, |(at, _)| &text[..at]);
+            self.chunk.extend_from_slice(cut.as_bytes());
+            self.chunk.extend_from_slice("…".as_bytes());
+        } else {
+            self.chunk.extend_from_slice(text.as_bytes());
+            self.chunk.resize(self.chunk.len() + width - chars, b' ');
+        }
+    }
+
+    fn put(&mut self, text: std::fmt::Arguments<'_>) {
+        // A vector takes any number of bytes.
+        let _infallible = self.chunk.write_fmt(text);
+    }
+}
+
+fn write(chunks: &Receiver<Chunk>, progress: &Progress) {
+    let mut out = io::stdout().lock();
+    for Chunk { bytes, events } in chunks {
+        // Nobody reads any more: dropping the receiver tells the pipeline.
+        if out.write_all(&bytes).and_then(|()| out.flush()).is_err() {
+            return;
+        }
+        progress.events.fetch_add(events, Ordering::AcqRel);
+        progress.waiting_bytes.fetch_sub(bytes.len(), Ordering::AcqRel);
+    }
+}

@@ -1,0 +1,273 @@
+//! Our own counters come in about once a second, OTLP metrics go out now and then: through the OpenTelemetry SDK, which
+//! carries nothing else. Events never wait for it, and are not lost with it.
+
+mod exporter;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use namespan_ebpf::wire::Program;
+use opentelemetry::metrics::{AsyncInstrument, Meter, MeterProvider as _};
+use opentelemetry::{InstrumentationScope, KeyValue};
+use opentelemetry_otlp::ExporterBuildError;
+use opentelemetry_proto::tonic::common::v1::any_value::Value;
+use opentelemetry_sdk::Resource;
+use opentelemetry_sdk::metrics::{PeriodicReader, SdkMeterProvider};
+use prost::Message as _;
+use thiserror::Error;
+use tokio::sync::oneshot;
+
+use crate::attach::Counted;
+use crate::config::{Config, Metrics, Protocol};
+use crate::enrich::Stats;
+use crate::model::resource::{Host, encode_resource};
+use crate::model::semconv;
+use crate::queue::Queue;
+use crate::ship::ShipError;
+use exporter::Exporter;
+
+/// How old what is exported may be.
+const FRESH: Duration = Duration::from_secs(1);
+
+#[derive(Debug, Error)]
+pub enum TelemetryError {
+    #[error("metrics")]
+    Ship(#[from] ShipError),
+    #[error("metrics")]
+    Exporter(#[from] ExporterBuildError),
+}
+
+/// What the pipeline knows of itself; the queue is asked when it is time.
+#[derive(Clone, Copy, Debug)]
+pub struct Status {
+    pub counted: Counted,
+    pub cache: Stats,
+    /// Records from the kernel that could not be read.
+    pub undecodable: u64,
+    /// Records that the console was too slow for.
+    pub unprinted: u64,
+    pub at: Instant,
+}
+
+/// The exporter of our own metrics. Dropping it ends it without a wait.
+#[derive(Debug)]
+pub struct Telemetry {
+    shared: Arc<Shared>,
+    provider: Option<SdkMeterProvider>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    status: Mutex<Option<Status>>,
+    logs: Option<Logs>,
+}
+
+/// What ships log records.
+#[derive(Debug)]
+pub struct Logs {
+    pub queue: Arc<Queue>,
+    pub protocol: Protocol,
+}
+
+impl Telemetry {
+    /// Within a tokio runtime only. `logs`: if they are shipped.
+    pub fn start(metrics: &Metrics, config: &Config, logs: Option<Logs>) -> Result<Self, TelemetryError> {
+        let exporter = Exporter::new(&metrics.export, metrics.interval)?;
+        let provider = SdkMeterProvider::builder()
+            .with_resource(resource(&Host::detect(), config))
+            .with_reader(PeriodicReader::builder(exporter).with_interval(metrics.interval).build())
+            .build();
+        let shared = Arc::new(Shared { status: Mutex::default(), logs });
+        instruments(&provider, &shared);
+        Ok(Self { shared, provider: Some(provider) })
+    }
+
+    /// Whether what was published last is too old.
+    #[must_use]
+    pub fn is_due(&self, now: Instant) -> bool {
+        self.shared.status().is_none_or(|status| now.saturating_duration_since(status.at) >= FRESH)
+    }
+
+    pub fn publish(&mut self, status: Status) {
+        *self.shared.status() = Some(status);
+    }
+
+    /// Exports one last time, and waits for that no longer than told.
+    pub async fn finish(mut self, at_most: Duration) {
+        if let Some(ended) = self.end()
+            && !matches!(tokio::time::timeout(at_most, ended).await, Ok(Ok(true)))
+        {
+            tracing::warn!("the last metrics are not exported");
+        }
+    }
+
+    /// On a thread of its own: the SDK blocks, by a time limit of its own, and the runtime would wait for its threads.
+    fn end(&mut self) -> Option<oneshot::Receiver<bool>> {
+        let provider = self.provider.take()?;
+        let (done, ended) = oneshot::channel();
+        let end = move || {
+            // Nobody may be waiting any more.
+            done.send(provider.shutdown().is_ok()).ok();
+        };
+        std::thread::Builder::new().name("metrics-end".to_owned()).spawn(end).ok()?;
+        Some(ended)
+    }
+}
+
+impl Drop for Telemetry {
+    fn drop(&mut self) {
+        drop(self.end());
+    }
+}
+
+impl Shared {
+    fn status(&self) -> MutexGuard<'_, Option<Status>> {
+        self.status.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Every metric, once: name, unit, meaning. At rest these add up:
+/// `namespan.kernel.triggered` is the sum of `namespan.kernel.events` over its outcomes, and `otel.sdk.log.created` that of
+/// `otel.sdk.exporter.log.exported` (with and without `error.type`), `.inflight` and the queue's size.
+fn instruments(provider: &SdkMeterProvider, shared: &Arc<Shared>) {
+    let scope = InstrumentationScope::builder(semconv::SCOPE_TELEMETRY)
+        .with_version(semconv::VERSION)
+        .with_schema_url(semconv::SCHEMA_URL)
+        .build();
+    let meter = provider.meter_with_scope(scope);
+    let counter = |name, unit, description, observe: fn(&Shared, &Observer<'_, u64>)| {
+        let shared = Arc::clone(shared);
+        let callback = move |observer: &Observer<'_, u64>| observe(&shared, observer);
+        let builder = meter.u64_observable_counter(name).with_unit(unit).with_description(description);
+        builder.with_callback(callback).build();
+    };
+    counter("namespan.kernel.triggered", "{event}", "Events that happened, before any filter", |shared, observer| {
+        let Some(status) = *shared.status() else { return };
+        for program in Program::ALL {
+            observer.observe(status.counted.triggered(program), &[name_of(program)]);
+        }
+    });
+    let meaning = "What became of events in the kernel: delivered, filtered, or lost for the reason given";
+    counter("namespan.kernel.events", "{event}", meaning, |shared, observer| {
+        let Some(status) = *shared.status() else { return };
+        for program in Program::ALL {
+            for (outcome, events) in status.counted.outcomes(program) {
+                observer.observe(events, &[name_of(program), KeyValue::new(semconv::OUTCOME, outcome)]);
+            }
+        }
+    });
+    let meaning = "Delivered events that were lost on their way to the queue or to the console";
+    counter("namespan.events.dropped", "{event}", meaning, |shared, observer| {
+        let Some(status) = *shared.status() else { return };
+        for (reason, events) in [("undecodable", status.undecodable), ("console_slow", status.unprinted)] {
+            observer.observe(events, &[KeyValue::new(semconv::ERROR_TYPE, reason)]);
+        }
+    });
+    let meaning = "What happened in the cache of containers; one record may count under several outcomes";
+    counter("namespan.container.cache", "{occurrence}", meaning, |shared, observer| {
+        let Some(Status { cache, .. }) = *shared.status() else { return };
+        let counts = [
+            ("hit", cache.hits),
+            ("miss", cache.misses),
+            ("eviction", cache.evictions),
+            ("cgroup_eviction", cache.cgroup_evictions),
+            ("unresolved", cache.unresolved),
+            ("lookup_refused", cache.lookups_refused),
+        ];
+        for (outcome, count) in counts {
+            observer.observe(count, &[KeyValue::new(semconv::OUTCOME, outcome)]);
+        }
+    });
+    if let Some(logs) = &shared.logs {
+        log_instruments(&meter, logs);
+    }
+}
+
+/// Those of logs, if they are shipped.
+fn log_instruments(meter: &Meter, logs: &Logs) {
+    let exporter = component(match logs.protocol {
+        Protocol::Grpc => "otlp_grpc_log_exporter",
+        Protocol::HttpProtobuf => "otlp_http_log_exporter",
+        Protocol::HttpJson => "otlp_http_json_log_exporter",
+    });
+    let queue = Arc::clone(&logs.queue);
+    meter
+        .u64_observable_counter("otel.sdk.log.created")
+        .with_unit("{log_record}")
+        .with_description("Log records given to the export queue")
+        .with_callback(move |observer| observer.observe(queue.counters().snapshot().accepted, &[]))
+        .build();
+    let (queue, attributes) = (Arc::clone(&logs.queue), component("batching_log_processor"));
+    meter
+        .i64_observable_up_down_counter("otel.sdk.processor.log.queue.size")
+        .with_unit("{log_record}")
+        .with_description("Log records that wait in the export queue")
+        .with_callback(move |observer| observer.observe(signed(queue.depth().records), &attributes))
+        .build();
+    let (queue, attributes) = (Arc::clone(&logs.queue), exporter.clone());
+    meter
+        .i64_observable_up_down_counter("otel.sdk.exporter.log.inflight")
+        .with_unit("{log_record}")
+        .with_description("Log records that were sent or are to be sent again, and are not settled")
+        .with_callback(move |observer| observer.observe(signed(queue.counters().snapshot().in_flight), &attributes))
+        .build();
+    let queue = Arc::clone(&logs.queue);
+    meter
+        .u64_observable_counter("otel.sdk.exporter.log.exported")
+        .with_unit("{log_record}")
+        .with_description("Log records that are settled; with error.type: rejected, or dropped, be it in the queue")
+        .with_callback(move |observer| {
+            let counters = queue.counters().snapshot();
+            observer.observe(counters.exported, &exporter);
+            let dropped = counters.dropped.iter().map(|(reason, records)| (reason.to_string(), *records));
+            for (reason, records) in dropped.chain([("rejected".to_owned(), counters.rejected)]) {
+                let [kind, name] = exporter.clone();
+                observer.observe(records, &[kind, name, KeyValue::new(semconv::ERROR_TYPE, reason)]);
+            }
+        })
+        .build();
+}
+
+/// What a callback of an instrument observes with.
+type Observer<'a, T> = dyn AsyncInstrument<T> + 'a;
+
+fn signed(records: u64) -> i64 {
+    records.try_into().unwrap_or(i64::MAX)
+}
+
+fn component(kind: &'static str) -> [KeyValue; 2] {
+    let name = format!("{kind}/0");
+    [KeyValue::new(semconv::OTEL_COMPONENT_TYPE, kind), KeyValue::new(semconv::OTEL_COMPONENT_NAME, name)]
+}
+
+fn name_of(program: Program) -> KeyValue {
+    let name = match program {
+        Program::Exec => "exec",
+        Program::Exit => "exit",
+        Program::ExecFailed => "exec_failed",
+    };
+    KeyValue::new(semconv::PROGRAM, name)
+}
+
+/// The host's resource, as one service on it: ourselves.
+fn resource(host: &Host, config: &Config) -> Resource {
+    let mut settings = config.resource.clone();
+    settings.service_name.get_or_insert_with(|| "namespan".to_owned());
+    let instance = host.id.as_ref().or(host.name.as_ref()).map_or("", String::as_str);
+    for (key, value) in [(semconv::SERVICE_VERSION, semconv::VERSION), (semconv::SERVICE_INSTANCE_ID, instance)] {
+        if !value.is_empty() && !settings.attributes.iter().any(|(set, _)| set == key) {
+            settings.attributes.push((key.to_owned(), value.to_owned()));
+        }
+    }
+    let bytes = encode_resource(host, None, &settings);
+    let decoded = opentelemetry_proto::tonic::resource::v1::Resource::decode(&*bytes).unwrap_or_default();
+    let attributes = decoded.attributes.into_iter().filter_map(|pair| {
+        // A host's attributes are texts.
+        let Value::StringValue(text) = pair.value?.value? else { return None };
+        Some(KeyValue::new(pair.key, text))
+    });
+    Resource::builder_empty().with_schema_url(attributes, semconv::SCHEMA_URL).build()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,190 @@
+//! A status and a queue in, export requests out at a real socket.
+
+use std::collections::BTreeMap;
+
+use namespan_ebpf::wire::Counter;
+use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceRequest;
+use opentelemetry_proto::tonic::common::v1::KeyValue as Pair;
+use opentelemetry_proto::tonic::metrics::v1::{metric, number_data_point};
+
+use super::*;
+use crate::config::{self, Export};
+use crate::queue::{Answer, Batch, Reason};
+use crate::ship::tests::collector::{self, Collector, Received, poll};
+
+/// Long enough for only the last export to happen.
+const INTERVAL: Duration = Duration::from_secs(3600);
+
+fn config(address: std::net::SocketAddr, protocol: Protocol) -> Config {
+    let path = if protocol == Protocol::Grpc { "" } else { "v1/metrics" };
+    let export = Export {
+        protocol,
+        headers: vec![("x-tenant".parse().unwrap(), "t".parse().unwrap())],
+        timeout: Some(Duration::from_secs(10)),
+        ..Export::to(format!("http://{address}/{path}").parse().unwrap())
+    };
+    let metrics = Some(Metrics { export: export.clone(), interval: INTERVAL });
+    let attributes = vec![("team".to_owned(), "a".to_owned())];
+    Config {
+        export: Some(export),
+        metrics,
+        resource: config::Resource { service_name: None, attributes },
+        ..Config::default()
+    }
+}
+
+fn start(config: &Config, queue: &Arc<Queue>) -> Telemetry {
+    let metrics = config.metrics.as_ref().unwrap();
+    let logs = Logs { queue: Arc::clone(queue), protocol: metrics.export.protocol };
+    Telemetry::start(metrics, config, Some(logs)).unwrap()
+}
+
+/// Triggered is filtered, delivered and lost, in every program.
+fn status() -> Status {
+    let mut counts = [[0; Counter::ALL.len()]; Program::ALL.len()];
+    for (factor, counts) in (1..).zip(&mut counts) {
+        counts[Counter::Triggered as usize] = 100 * factor;
+        counts[Counter::Filtered as usize] = 60 * factor;
+        counts[Counter::Delivered as usize] = 30 * factor;
+        counts[Counter::LostRingFull as usize] = 9 * factor;
+        counts[Counter::LostUntracked as usize] = factor;
+    }
+    Status {
+        counted: Counted::from_parts(counts, [0, 5, 0]),
+        cache: Stats { hits: 7, misses: 3, unresolved: 1, ..Stats::default() },
+        undecodable: 2,
+        unprinted: 0,
+        at: Instant::now(),
+    }
+}
+
+/// Records with every fate there is: 36 in all.
+async fn queue() -> Arc<Queue> {
+    let queue = Arc::new(Queue::new(config::Queue { max_records: Some(20), ..config::Queue::default() }));
+    let push =
+        |records| queue.push(Batch::seal(records, b"x", Protocol::HttpProtobuf, config::Compression::None).unwrap());
+    for records in [1, 2, 4, 8] {
+        push(records);
+    }
+    let counters = queue.counters();
+    let _stays_in_flight = queue.pop().await.unwrap();
+    counters.deliver(queue.pop().await.unwrap().records(), 1);
+    counters.lose(Reason::Permanent(Answer::Http(400)), queue.pop().await.unwrap().records());
+    queue.discard(1, Reason::Encoding);
+    // Pushes the eight out.
+    push(20);
+    queue
+}
+
+/// Values by name and attributes.
+fn values(request: &ExportMetricsServiceRequest) -> BTreeMap<String, i64> {
+    let metrics = request.resource_metrics.iter().flat_map(|resource| &resource.scope_metrics);
+    let mut values = BTreeMap::new();
+    for metric in metrics.flat_map(|scope| &scope.metrics) {
+        assert!(!metric.unit.is_empty() && !metric.description.is_empty(), "{metric:?}");
+        let Some(metric::Data::Sum(sum)) = &metric.data else { panic!("{metric:?}") };
+        for point in &sum.data_points {
+            let Some(number_data_point::Value::AsInt(value)) = point.value else { panic!("{point:?}") };
+            let known = values.insert(format!("{}{:?}", metric.name, texts(&point.attributes)), value);
+            assert_eq!(known, None);
+        }
+    }
+    values
+}
+
+fn texts(pairs: &[Pair]) -> BTreeMap<&str, &str> {
+    let mut texts = BTreeMap::new();
+    for pair in pairs {
+        let value = pair.value.as_ref().and_then(|value| value.value.as_ref());
+        let Some(Value::StringValue(text)) = value else { panic!("{pair:?}") };
+        texts.insert(pair.key.as_str(), text.as_str());
+    }
+    texts
+}
+
+fn decoded(received: &Received) -> ExportMetricsServiceRequest {
+    match received.header("content-type").unwrap() {
+        "application/grpc" => ExportMetricsServiceRequest::decode(&received.body[5..]).unwrap(),
+        "application/json" => serde_json::from_slice(&received.body).unwrap(),
+        _ => ExportMetricsServiceRequest::decode(&received.body[..]).unwrap(),
+    }
+}
+
+#[tokio::test]
+async fn after_the_last_export_everything_adds_up() {
+    for protocol in [Protocol::Grpc, Protocol::HttpProtobuf, Protocol::HttpJson] {
+        let collector = Collector::start([]).await;
+        let queue = queue().await;
+        let mut telemetry = start(&config(collector.address, protocol), &queue);
+        assert!(telemetry.is_due(Instant::now()));
+        telemetry.publish(status());
+        assert!(!telemetry.is_due(Instant::now()));
+        telemetry.finish(Duration::from_secs(20)).await;
+
+        let received = collector.received();
+        let [received] = &received[..] else { panic!("one export expected, not {received:?}") };
+        assert_eq!(received.header("x-tenant"), Some("t"));
+        let values = values(&decoded(received));
+        let sum = |of: &str, with: &str| -> i64 {
+            let found = values.iter().filter(|(key, _)| key.starts_with(&format!("{of}{{")) && key.contains(with));
+            found.map(|(_, value)| *value).sum()
+        };
+        for program in ["\"exec\"", "\"exit\"", "\"exec_failed\""] {
+            let triggered = sum("namespan.kernel.triggered", program);
+            assert!(triggered >= 100);
+            assert_eq!(triggered, sum("namespan.kernel.events", program), "{values:#?}");
+        }
+        assert_eq!(sum("namespan.kernel.events", "kernel_recursion"), 5);
+        assert_eq!(sum("namespan.kernel.events", "ring_full"), 9 + 18 + 27);
+
+        let (exported, waiting, in_flight) = (
+            sum("otel.sdk.exporter.log.exported", ""),
+            sum("otel.sdk.processor.log.queue.size", ""),
+            sum("otel.sdk.exporter.log.inflight", ""),
+        );
+        assert_eq!((exported, waiting, in_flight), (15, 20, 1), "{values:#?}");
+        assert_eq!(sum("otel.sdk.log.created", ""), 36);
+        for (reason, records) in [("queue_full", 8), ("permanent:400", 4), ("rejected", 1), ("encoding", 1)] {
+            assert_eq!(sum("otel.sdk.exporter.log.exported", reason), records, "{reason}");
+        }
+        assert_eq!(sum("namespan.container.cache", "\"hit\""), 7);
+        assert_eq!(sum("namespan.events.dropped", "undecodable"), 2);
+    }
+}
+
+#[tokio::test]
+async fn the_resource_is_the_agent_on_its_host() {
+    let collector = Collector::start([]).await;
+    let config = config(collector.address, Protocol::HttpProtobuf);
+    start(&config, &queue().await).finish(Duration::from_secs(20)).await;
+    let request = decoded(&collector.received()[0]);
+    let resource = request.resource_metrics[0].resource.as_ref().unwrap();
+    let found = texts(&resource.attributes);
+    let host = Host::detect();
+    let instance = host.id.or(host.name.clone());
+    assert_eq!((found["service.name"], found["service.version"]), ("namespan", semconv::VERSION));
+    assert_eq!(found.get("service.instance.id").copied(), instance.as_deref());
+    assert_eq!((found["team"], found.get("host.name").copied()), ("a", host.name.as_deref()));
+    assert_eq!(found["telemetry.distro.name"], "namespan");
+    assert_eq!(request.resource_metrics[0].schema_url, semconv::SCHEMA_URL);
+}
+
+#[tokio::test]
+async fn a_collector_that_is_away_or_stalls_holds_up_nothing() {
+    let away = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let stalling = Collector::start([collector::Answer::Stall]).await;
+    for (address, protocol) in [away, stalling.address].into_iter().zip([Protocol::HttpProtobuf, Protocol::Grpc]) {
+        let queue = queue().await;
+        let mut telemetry = start(&config(address, protocol), &queue);
+        telemetry.publish(status());
+        let began = Instant::now();
+        telemetry.finish(Duration::from_millis(100)).await;
+        assert!(began.elapsed() < Duration::from_secs(4), "{:?}", began.elapsed());
+        assert_eq!(queue.counters().snapshot().accepted, 36);
+    }
+    let telemetry = start(&config(stalling.address, Protocol::HttpProtobuf), &queue().await);
+    let began = Instant::now();
+    drop(telemetry);
+    assert!(began.elapsed() < Duration::from_secs(4));
+    poll("the last export", || stalling.received().len() == 2).await;
+}
