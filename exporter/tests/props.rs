@@ -1,0 +1,98 @@
+//! Foreign bytes: whatever is in the ring, reading and encoding it never panics, and what is encoded is OTLP.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::fs;
+use std::path::Path;
+
+use namespan::config::{Arguments, AttributeLimits};
+use namespan::decode;
+use namespan::enrich::cgroup;
+use namespan::model::log::{Context, Encoder};
+use opentelemetry_proto::tonic::logs::v1::LogRecord;
+use proptest::prelude::*;
+use prost::Message as _;
+
+/// The golden records, to be damaged.
+fn golden() -> Vec<Vec<u8>> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/ring");
+    let mut files: Vec<_> = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    files.sort();
+    assert!(!files.is_empty());
+    files.iter().map(|file| fs::read(file).unwrap()).collect()
+}
+
+/// Whether it was an event; then it has gone through everything that looks at an event's bytes.
+fn survives(record: &[u8], arguments: Arguments) -> bool {
+    let Ok(event) = decode::event(record) else { return false };
+    let _container = cgroup::resolve(event.cgroup, event.cgroup_v1);
+    let context = Context {
+        time_unix_ns: 1,
+        observed_unix_ns: 2,
+        creation_unix_ns: 0,
+        parent_creation_unix_ns: u64::MAX,
+        attribution: "none",
+        start_type: "fork",
+        image: None,
+    };
+    let mut out = Vec::new();
+    Encoder::new(arguments, AttributeLimits::default()).encode(&event, &context, &mut out);
+    let decoded = LogRecord::decode(out.as_slice()).unwrap();
+    assert!(decoded.event_name.starts_with("namespan.process."), "{}", decoded.event_name);
+    true
+}
+
+#[test]
+fn every_golden_record_cut_anywhere_is_an_error_and_no_panic() {
+    for record in golden() {
+        for len in 0..record.len() {
+            assert!(decode::event(&record[..len]).is_err());
+        }
+        assert!(survives(&record, Arguments::Redacted));
+    }
+}
+
+proptest! {
+    #[test]
+    fn any_bytes_are_an_event_or_an_error(record in prop::collection::vec(any::<u8>(), 0..1024)) {
+        survives(&record, Arguments::Full);
+    }
+
+    #[test]
+    fn any_damage_to_a_record_is_an_event_or_an_error(
+        which in any::<prop::sample::Index>(),
+        damage in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..16),
+        arguments in prop_oneof![Just(Arguments::Off), Just(Arguments::Redacted), Just(Arguments::Full)],
+    ) {
+        let golden = golden();
+        let mut record = which.get(&golden).clone();
+        for (at, byte) in damage {
+            let at = at.index(record.len());
+            record[at] = byte;
+        }
+        survives(&record, arguments);
+    }
+
+    #[test]
+    fn any_argument_bytes_survive_decoding(head in prop::collection::vec(any::<u8>(), 0..512)) {
+        let record = with_arguments(&head);
+        prop_assert!(survives(&record, Arguments::Redacted));
+        let event = decode::event(&record).unwrap();
+        let namespan::event::Kind::Exec(exec) = event.kind else { panic!("not an exec") };
+        prop_assert_eq!(exec.args.head, head.as_slice());
+    }
+}
+
+/// A golden exec with other arguments.
+fn with_arguments(head: &[u8]) -> Vec<u8> {
+    use namespan_ebpf::wire::{Exec, Process, section};
+    use zerocopy::{FromBytes as _, IntoBytes as _};
+
+    let golden = fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/ring/exec.bin")).unwrap();
+    let (mut process, rest) = Process::read_from_prefix(&golden).unwrap();
+    let (mut exec, sections) = Exec::read_from_prefix(rest).unwrap();
+    let kept = sections.len() - usize::from(process.sections[section::ARGS_HEAD]);
+    process.sections[section::ARGS_HEAD] = u16::try_from(head.len()).unwrap();
+    process.len = u32::try_from(size_of::<Process>() + size_of::<Exec>() + kept + head.len()).unwrap();
+    exec.args_len = head.len() as u64;
+    [process.as_bytes(), exec.as_bytes(), &sections[..kept], head].concat()
+}
