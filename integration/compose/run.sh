@@ -1,0 +1,108 @@
+#!/usr/bin/env bash
+# Starts docker-compose.yml, runs `ls /` in a container, and expects its exec record, whole, in what stands in for Loki.
+# override.yml says what is real here and what is not. As root, with a Docker daemon; `make compose-test` sees to both.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+
+binary=target/release/namespan
+collector=target/ci/rotel/rotel-agent
+certificates=/etc/ssl/certs/ca-certificates.crt
+marker=nstest-marker
+seconds=90
+
+# Nobody there to be told that something was left out: then it is a failure.
+skip() {
+    if [ -n "${NAMESPAN_REQUIRE_ALL:-}" ]; then
+        printf 'compose: %s\n0 passed, 1 failed\n' "$1" >&2
+        exit 1
+    fi
+    printf 'compose: skipped: %s\n0 passed, 0 failed, 1 skipped\n' "$1"
+    exit 0
+}
+
+[ -x $binary ] || skip "no $binary: make build"
+[ -x $collector ] || skip "no $collector: make test-deps"
+[ -e $certificates ] || skip "no $certificates: install ca-certificates"
+command -v busybox >/dev/null || skip "no busybox: make test-deps"
+docker info >/dev/null 2>&1 || skip "no Docker daemon answers"
+if docker compose version >/dev/null 2>&1; then
+    compose=(docker compose)
+elif command -v docker-compose >/dev/null; then
+    compose=(docker-compose)
+else
+    skip "no docker-compose: make test-deps"
+fi
+compose+=(--project-name nstest --file docker-compose.yml --file integration/compose/override.yml)
+
+work=$(mktemp -d)
+cleanup() {
+    docker rm --force $marker >/dev/null 2>&1 || true
+    "${compose[@]}" down --volumes --remove-orphans --timeout 1 >/dev/null 2>&1 || true
+    docker rmi --force namespan-test:{namespan,collector,busybox} >/dev/null 2>&1 || true
+    rm -rf "$work"
+}
+trap cleanup EXIT
+trap 'exit 130' INT TERM
+
+# A folder as an image: import NAME FOLDER [INSTRUCTION]...
+import() {
+    local name=$1 folder=$2 changes=()
+    shift 2
+    for change in "$@"; do changes+=(--change "$change"); done
+    tar --directory "$folder" --create . | docker import "${changes[@]}" - "namespan-test:$name" >/dev/null
+}
+
+# A program with the libraries it is linked to: root PROGRAM PLACE -> the folder.
+root() {
+    local folder library
+    folder=$(mktemp -d -p "$work")
+    chmod 755 "$folder"
+    install -D "$1" "$folder$2"
+    for library in $(ldd "$1" | grep -o '/[^ ]*'); do install -D "$library" "$folder$library"; done
+    # As in the Dockerfile; the collector does not start without.
+    install -D --mode 644 $certificates "$folder$certificates"
+    mkdir "$folder"/{proc,sys,tmp}
+    printf '%s\n' "$folder"
+}
+
+busybox=$(mktemp -d -p "$work")
+chmod 755 "$busybox"
+install -D "$(command -v busybox)" "$busybox/bin/busybox"
+for applet in ls sleep; do ln -s busybox "$busybox/bin/$applet"; done
+import busybox "$busybox"
+mapfile -t instructions < <(grep -E '^(ENTRYPOINT|CMD) ' exporter/Dockerfile)
+import namespan "$(root $binary /usr/local/bin/namespan)" "${instructions[@]}"
+import collector "$(root $collector /bin/rotel-agent)" 'ENTRYPOINT ["/bin/rotel-agent"]'
+
+# The record's resource and its attributes, as the collector prints them.
+expected() {
+    awk -v name="$marker" -v host="$(uname --nodename)" -v id="$(cat /etc/machine-id)" '
+        /^ResourceLog #/ { named = hosted = identified = imaged = exec = 0 }
+        /^ScopeLogs #/ { right = named && hosted && identified && imaged }
+        /^LogRecord #/ { exec = 0 }
+        $0 ~ "-> container.name: Str\\(" name "\\)$" { named = 1 }
+        $0 ~ "-> container.image.name: Str\\(namespan-test\\)$" { imaged = 1 }
+        $0 ~ "-> host.name: Str\\(" host "\\)$" { hosted = 1 }
+        $0 ~ "-> host.id: Str\\(" id "\\)$" { identified = 1 }
+        /^EventName: namespan.process.exec$/ { exec = 1 }
+        /-> process.command_args: Slice\(Str\(ls\), Str\(\/\)\)$/ && right && exec { found = 1 }
+        END { exit !found }'
+}
+
+fail() {
+    printf 'compose: %s\n' "$1" >&2
+    "${compose[@]}" ps >&2 || true
+    "${compose[@]}" logs --no-color --tail 60 >&2 || true
+    printf '0 passed, 1 failed\n' >&2
+    exit 1
+}
+
+"${compose[@]}" up --detach --no-build >"$work/up" 2>&1 || { cat "$work/up" >&2; fail "the services did not start"; }
+loki=$("${compose[@]}" ps --quiet loki)
+deadline=$((SECONDS + seconds))
+# Each time anew: the first ones may come before Namespan watches.
+until docker logs "$loki" 2>/dev/null | expected; do
+    [ $SECONDS -lt $deadline ] || fail "no such record of '$marker' within $seconds s"
+    docker run --rm --name $marker --network none namespan-test:busybox ls / >/dev/null || fail "a container did not run"
+done
+printf 'compose: the exec of %s went through every service\n1 passed, 0 failed\n' $marker
