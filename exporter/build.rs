@@ -19,7 +19,6 @@ fn main() -> Result<()> {
     for input in ["src", "Cargo.toml"] {
         println!("cargo:rerun-if-changed={}", kernel_side.join(input).display());
     }
-    println!("cargo:rerun-if-env-changed=PATH");
 
     if env::var("CARGO_CFG_TARGET_ENDIAN")? != "little" {
         bail!("only little-endian machines are supported");
