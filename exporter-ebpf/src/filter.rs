@@ -175,9 +175,9 @@ pub fn track<A: Access>(who: &Identity) -> Result<(), Counter> {
 
 /// Whether an exiting process is one whose exec was told of; forgets it.
 #[inline(always)]
-pub fn untrack<A: Access>(who: &Identity) -> Result<(), Counter> {
+pub fn untrack(process: &TrackedKey) -> Result<(), Counter> {
     if setting!(tracks) == 0 {
         return Ok(());
     }
-    TRACKED.remove(&TrackedKey::of::<A>(who)?).map_err(|_| Counter::Filtered)
+    TRACKED.remove(process).map_err(|_| Counter::Filtered)
 }

@@ -23,14 +23,20 @@ pub fn nodename() -> String {
     rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 
-/// Milliseconds since boot when a process was forked, by its `/proc/<pid>/stat`.
+/// Milliseconds since boot when a process was forked.
 #[must_use]
 pub fn start_since_boot_ms(pid: i64) -> i64 {
+    // A tick is 10 ms on every architecture we know.
+    stat(pid, 22) * 10
+}
+
+/// A number of `/proc/<pid>/stat`, by its place in proc_pid_stat(5): 5 is the process group, 6 the session.
+#[must_use]
+pub fn stat(pid: i64, field: usize) -> i64 {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
     let (_, after_comm) = stat.rsplit_once(')').unwrap();
-    // The 22nd field; the third is the first after comm. A tick is 10 ms on every architecture we know.
-    let ticks: i64 = after_comm.split_whitespace().nth(19).unwrap().parse().unwrap();
-    ticks * 10
+    // The third field is the first after comm.
+    after_comm.split_whitespace().nth(field - 3).unwrap().parse().unwrap()
 }
 
 /// The last number of `NSpid`: the pid in the process's own PID namespace.

@@ -9,7 +9,8 @@ use namespan_ebpf::wire::{self, Counter, Program, flag, kind, section};
 use crate::emit::{count, counted, output};
 use crate::filter;
 use crate::kernel::{Ptr, Typed, copy_user, off, pointer, setting};
-use crate::record::{Identity, Record, WINDOW_SIZE, Window, executable, number, put};
+use crate::path::{WINDOW_SIZE, Window, executable};
+use crate::record::{Identity, Record, number, put};
 
 const ARGS_MASK: u32 = 0x1ffff;
 const SCRATCH_SIZE: usize = ARGS_MASK as usize + 1;

@@ -33,15 +33,22 @@ static EXITED: LruHashMap<TrackedKey, u8> = LruHashMap::with_max_entries(1024, 0
 pub fn exit(ctx: BtfTracePointContext) -> u32 {
     let task: Ptr = ctx.arg(0);
     match last_of_process(task) {
-        Ok(Some(signal)) => counted(Program::Exit, try_exit(task, signal)),
+        Ok(Some(last)) => counted(Program::Exit, try_exit(&last)),
         Ok(None) => 0,
         Err(lost) => counted(Program::Exit, Err(lost)),
     }
 }
 
-/// The `signal_struct` of a process whose last thread this is; kernel threads are no processes.
+/// The last thread of a process.
+struct Last {
+    who: Identity,
+    key: TrackedKey,
+    signal: Ptr,
+}
+
+/// `None` if other threads of the process live on; kernel threads are no processes.
 #[inline(always)]
-fn last_of_process(task: Ptr) -> Result<Option<Ptr>, Counter> {
+fn last_of_process(task: Ptr) -> Result<Option<Last>, Counter> {
     if number::<Typed, u32>(task, off!(task_flags))? & KTHREAD != 0 {
         return Ok(None);
     }
@@ -51,34 +58,35 @@ fn last_of_process(task: Ptr) -> Result<Option<Ptr>, Counter> {
     }
     // Two last threads may both find nobody alive. The first to come here while both are there tells; the other one finds
     // that it did, also when the first is gone already. A full map loses nothing: at worst an exit is told twice.
-    let key = TrackedKey::of::<Typed>(&Identity::of::<Typed>(task)?)?;
+    let who = Identity::of::<Typed>(task)?;
+    let key = TrackedKey::of::<Typed>(&who)?;
     let told = if number::<Typed, u32>(signal, off!(signal_nr_threads))? > 1 {
         EXITED.insert(&key, &0, u64::from(BPF_NOEXIST)) == Err(EEXIST)
     } else {
         // SAFETY: nothing is read.
         unsafe { EXITED.get(&key) }.is_some()
     };
-    Ok((!told).then_some(signal))
+    Ok((!told).then_some(Last { who, key, signal }))
 }
 
 #[inline(always)]
-fn try_exit(task: Ptr, signal: Ptr) -> Result<(), Counter> {
+fn try_exit(last: &Last) -> Result<(), Counter> {
     // SAFETY: no arguments.
     let now = unsafe { bpf_ktime_get_boot_ns() };
-    let who = Identity::of::<Typed>(task)?;
+    let Last { who, key, signal } = last;
     // First, so that a process is forgotten whatever the other filters say.
-    filter::untrack::<Typed>(&who)?;
-    filter::ourselves(&who)?;
+    filter::untrack(key)?;
+    filter::ourselves(who)?;
     let scratch = EXIT_SCRATCH.get_ptr_mut(0).ok_or(Counter::LostNoScratch)?.cast::<u8>();
     let record = Record::new::<wire::Exit>(scratch);
-    filter::cgroups::<Typed>(&record, task)?;
+    filter::cgroups::<Typed>(&record, who.task)?;
     record.section(section::PATH, 0);
-    record.identify::<Typed>(kind::EXIT, now, &who)?;
+    record.identify::<Typed>(kind::EXIT, now, who)?;
     record.section(section::SCRIPT, 0);
     record.section(section::ARGS_HEAD, 0);
     record.section(section::ARGS_TAIL, 0);
 
-    let status = status(who.leader, signal)?;
+    let status = status(who.leader, *signal)?;
     let (image_tgid, image_start_boot_ns) = image(who.leader)?;
     // SAFETY: the fixed part lies within the scratch buffer.
     unsafe { *record.detail::<wire::Exit>() = wire::Exit { image_start_boot_ns, image_tgid, status } };

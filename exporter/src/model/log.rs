@@ -299,8 +299,9 @@ fn surroundings(attributes: &mut Attributes<'_>, event: &Event<'_>) {
 
 fn lineage(attributes: &mut Attributes<'_>, event: &Event<'_>, context: &Context<'_>) {
     let process = &event.process;
-    attributes.int(semconv::PROCESS_GROUP_LEADER_PID, process.group_leader);
-    attributes.int(semconv::PROCESS_SESSION_LEADER_PID, process.session_leader);
+    // 0 is what init's own session and group are until it makes some: nobody leads them.
+    attributes.int_unless(semconv::PROCESS_GROUP_LEADER_PID, process.group_leader, 0);
+    attributes.int_unless(semconv::PROCESS_SESSION_LEADER_PID, process.session_leader, 0);
     if context.parent_creation_unix_ns != 0 {
         attributes.time(semconv::PARENT_CREATION_TIME, context.parent_creation_unix_ns);
     }

@@ -82,9 +82,9 @@ pub const PROCESS_USER_ID: &str = "process.user.id";
 pub const PROCESS_REAL_USER_ID: &str = "process.real_user.id";
 /// int, RC: sent where it differs from the effective one.
 pub const PROCESS_SAVED_USER_ID: &str = "process.saved_user.id";
-/// int, RC.
+/// int, RC: left out where nobody leads the group (init's own).
 pub const PROCESS_GROUP_LEADER_PID: &str = "process.group_leader.pid";
-/// int, RC.
+/// int, RC: left out where nobody leads the session (init's own).
 pub const PROCESS_SESSION_LEADER_PID: &str = "process.session_leader.pid";
 /// bool, RC: has a controlling terminal.
 pub const PROCESS_INTERACTIVE: &str = "process.interactive";

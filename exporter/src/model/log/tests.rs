@@ -311,6 +311,18 @@ fn bytes() -> impl Strategy<Value = Vec<u8>> {
     prop_oneof![prop::collection::vec(any::<u8>(), 0..60), "[ -~é€\u{1F600}]{0,60}".prop_map(String::into_bytes)]
 }
 
+#[test]
+fn a_group_or_session_that_nobody_leads_is_left_out() {
+    let leaders = ["process.group_leader.pid", "process.session_leader.pid"];
+    let mut event = exit(0);
+    (event.process.group_leader, event.process.session_leader) = (42, 41);
+    let led = encoded(&event, &context(), Arguments::Redacted, UNLIMITED);
+    assert_eq!(leaders.map(|key| led.int(key)), [42, 41]);
+    (event.process.group_leader, event.process.session_leader) = (0, 0);
+    let unled = encoded(&event, &context(), Arguments::Redacted, UNLIMITED);
+    assert_eq!(leaders.map(|key| unled.has(key)), [false; 2]);
+}
+
 proptest! {
     #[test]
     fn any_event_is_written_as_prost_writes_it(

@@ -1,0 +1,125 @@
+//! The path of an executable, from its file to the root of its mount namespace.
+
+use core::ptr::{read_volatile, write_volatile};
+
+use namespan_ebpf::wire::flag;
+
+use crate::kernel::{Access, Probed, Ptr, copy, is_absent, off, pointer};
+use crate::record::{NAME_SIZE, PATH_MASK, PATH_MAX, Record, optional};
+
+/// Bytes of a [`Window`]: the verifier takes a component to start anywhere before `PATH_MAX`. Then 8 for the start.
+pub const WINDOW_SIZE: usize = (PATH_MAX + NAME_SIZE + 8) as usize;
+/// Components of an executable's path, and mounts crossed, at most.
+const PATH_DEPTH: u32 = 64;
+
+/// A path under construction: it grows towards the front, so that it ends up in reading order. Where it starts stands in
+/// the buffer too, as a [`Record`]'s length does.
+#[derive(Clone, Copy)]
+pub struct Window {
+    base: *mut u8,
+}
+
+impl Window {
+    /// An empty path. The buffer is [`WINDOW_SIZE`] bytes.
+    #[inline(always)]
+    pub fn new(base: *mut u8) -> Self {
+        let window = Self { base };
+        window.set_start(PATH_MAX);
+        window
+    }
+
+    #[inline(always)]
+    pub fn start(&self) -> u32 {
+        // SAFETY: the last bytes of the buffer.
+        unsafe { read_volatile(self.base.wrapping_add(WINDOW_SIZE - 8).cast()) }
+    }
+
+    #[inline(always)]
+    fn set_start(&self, start: u32) {
+        // SAFETY: as in `start`.
+        unsafe { write_volatile(self.base.wrapping_add(WINDOW_SIZE - 8).cast(), start) };
+    }
+
+    /// The byte at `index`, which is taken modulo the longest path.
+    #[inline(always)]
+    pub fn at(&self, index: u32) -> *mut u8 {
+        self.base.wrapping_add((index & PATH_MASK) as usize)
+    }
+
+    /// Bytes of the path.
+    #[inline(always)]
+    pub fn len(&self) -> u32 {
+        PATH_MAX.wrapping_sub(self.start()) & PATH_MASK
+    }
+
+    /// Puts a slash and `name` in front; `None` if unreadable, `Some(false)` if there is no room.
+    #[inline(always)]
+    fn push(&self, dentry: Ptr) -> Option<bool> {
+        let bytes = Probed::load::<u32>(dentry, off!(dentry_name_len))? & (NAME_SIZE - 1);
+        let name = pointer::<Probed>(dentry, off!(dentry_name))?;
+        let start = self.start();
+        if start <= bytes {
+            return Some(false);
+        }
+        let first = start - bytes;
+        if !copy(self.at(first), bytes, name) {
+            return None;
+        }
+        // SAFETY: the masked index lies within the window.
+        unsafe { *self.at(first - 1) = b'/' };
+        self.set_start(first - 1);
+        Some(true)
+    }
+}
+
+/// Walks from `file` to the root of its mount namespace and writes its path into the window; sets the record's flags for
+/// a path that is too long, could not be read, or is no name of the file any more.
+#[inline(always)]
+pub fn executable<A: Access>(record: &Record, window: &Window, file: Ptr) {
+    match walk::<A>(record, window, file) {
+        Some(true) => {}
+        Some(false) => record.flag(flag::PATH_TRUNCATED),
+        None => record.flag(flag::PATH_FAULT),
+    }
+}
+
+/// Whether the path is whole; `None` if unreadable.
+#[inline(always)]
+fn walk<A: Access>(record: &Record, window: &Window, file: Ptr) -> Option<bool> {
+    let mut dentry = pointer::<A>(file, off!(file_dentry))?;
+    let mut mount = pointer::<A>(file, off!(file_mnt))?.wrapping_sub(off!(mount_mnt) as usize);
+    if let Some(inode) = optional::<Probed>(dentry, off!(dentry_inode))
+        && !is_absent(off!(inode_nlink))
+        && Probed::load::<u32>(inode, off!(inode_nlink)) == Some(0)
+    {
+        record.flag(flag::UNLINKED);
+    }
+    let mut detached = false;
+    let mut step = 0;
+    while step < PATH_DEPTH {
+        step += 1;
+        if !detached && dentry == pointer::<Probed>(mount, off!(mount_mnt) + off!(vfsmount_root))? {
+            let outer = pointer::<Probed>(mount, off!(mount_parent))?;
+            if outer != mount {
+                dentry = pointer::<Probed>(mount, off!(mount_mountpoint))?;
+                mount = outer;
+                continue;
+            }
+            if window.start() < PATH_MAX {
+                return Some(true);
+            }
+            // The file was bound alone to a mount that is gone (runc does so): what is left is its path on its file system.
+            detached = true;
+        }
+        let parent = pointer::<Probed>(dentry, off!(dentry_parent))?;
+        if !window.push(dentry)? {
+            return Some(false);
+        }
+        // A file without a directory (a memfd) is its own parent.
+        if parent == dentry {
+            return Some(true);
+        }
+        dentry = parent;
+    }
+    Some(false)
+}
