@@ -30,7 +30,7 @@ pub fn start_since_boot_ms(pid: i64) -> i64 {
     stat(pid, 22) * 10
 }
 
-/// A number of `/proc/<pid>/stat`, by its place in proc_pid_stat(5): 5 is the process group, 6 the session.
+/// A number of `/proc/<pid>/stat`, by its place in `proc_pid_stat(5)`: 5 is the process group, 6 the session.
 #[must_use]
 pub fn stat(pid: i64, field: usize) -> i64 {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
