@@ -4,9 +4,13 @@
 #[cfg(target_arch = "bpf")]
 mod emit;
 #[cfg(target_arch = "bpf")]
+mod environment;
+#[cfg(target_arch = "bpf")]
 mod filter;
 #[cfg(target_arch = "bpf")]
 mod kernel;
+#[cfg(target_arch = "bpf")]
+mod lineage;
 #[cfg(target_arch = "bpf")]
 mod path;
 #[cfg(target_arch = "bpf")]

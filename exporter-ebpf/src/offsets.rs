@@ -102,6 +102,7 @@ offsets! {
     signal_group_exit_code: Required, {signal_struct, 4, ["group_exit_code"]};
     signal_pgid: Required, {signal_struct, 8, ["pids[PIDTYPE_PGID]"]};
     signal_sid: Required, {signal_struct, 8, ["pids[PIDTYPE_SID]"]};
+    signal_oom_mm: Optional, {signal_struct, 8, ["oom_mm"]};
     signal_tty: Optional, {signal_struct, 8, ["tty"]};
     tty_name: Optional, {tty_struct, 0, ["name"]};
     pid_level: Required, {pid, 4, ["level"]};
@@ -146,6 +147,8 @@ offsets! {
     kernfs_name: Required, {kernfs_node, 8, ["name"]};
     mm_arg_start: Required, {mm_struct, 8, ["arg_start"]};
     mm_arg_end: Required, {mm_struct, 8, ["arg_end"]};
+    mm_env_start: Required, {mm_struct, 8, ["env_start"]};
+    mm_env_end: Required, {mm_struct, 8, ["env_end"]};
     mm_exe_file: Required, {mm_struct, 8, ["exe_file"]};
     file_mnt: Required, {file, 8, ["f_path.mnt"]};
     file_dentry: Required, {file, 8, ["f_path.dentry"]};

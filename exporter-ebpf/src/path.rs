@@ -46,6 +46,12 @@ impl Window {
         self.base.wrapping_add((index & PATH_MASK) as usize)
     }
 
+    /// Room for [`NAME_SIZE`] bytes behind the longest path.
+    #[inline(always)]
+    pub fn beyond(&self) -> *mut u8 {
+        self.base.wrapping_add(PATH_MAX as usize)
+    }
+
     /// Bytes of the path.
     #[inline(always)]
     pub fn len(&self) -> u32 {

@@ -21,7 +21,10 @@ pub const PATH_MASK: u32 = PATH_MAX - 1;
 /// sections end before the masks above would take the next section back to the start.
 const CGROUP_DEPTH: u32 = 16;
 const _: () = assert!(
-    size_of::<wire::Process>() + 16 + 2 * (CGROUP_DEPTH * NAME_SIZE) as usize + (PATH_MAX + 65 + 64) as usize
+    size_of::<wire::Process>()
+        + size_of::<wire::Exec>()
+        + 2 * (CGROUP_DEPTH * NAME_SIZE) as usize
+        + (PATH_MAX + 65 + 64) as usize
         <= SMALL_MASK as usize
 );
 /// Components nearer to the leaf that are stepped over on deeper paths.
@@ -55,6 +58,7 @@ impl Record {
         let to = record.process();
         put!(to.len = (size_of::<wire::Process>() + size_of::<Detail>()) as u32);
         put!(to.flags = 0);
+        put!(to.reserved = [0; 2]);
         record
     }
 
@@ -78,7 +82,7 @@ impl Record {
 
     #[inline(always)]
     pub fn is_incomplete(&self) -> bool {
-        self.flags() & !(flag::UNLINKED | flag::CONTAINER) != 0
+        self.flags() & !(flag::UNLINKED | flag::CONTAINER | flag::OOM_VICTIM) != 0
     }
 
     #[inline(always)]
@@ -121,6 +125,16 @@ impl Record {
     pub fn section(&self, index: usize, bytes: u32) {
         self.set_section(index, bytes);
         self.grow(bytes);
+    }
+
+    /// Notes that section `first` and those behind it are empty.
+    #[inline(always)]
+    pub fn end_at(&self, first: usize) {
+        let mut index = first;
+        while index < section::COUNT {
+            self.set_section(index, 0);
+            index += 1;
+        }
     }
 
     #[inline(always)]

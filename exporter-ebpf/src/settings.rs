@@ -46,6 +46,9 @@ pub struct Settings {
     pub paths: [[u8; PATH_PREFIX_MAX]; PREFIXES_MAX],
     /// Not 0: exits are told of, and a filter is on that can't be asked again then.
     pub tracks: u32,
+    /// Not 0: a trace context is searched for in the environment.
+    pub env_context: u32,
+    pub reserved: u32,
 }
 
 impl Settings {
@@ -65,5 +68,7 @@ impl Settings {
         path_lens: [0; PREFIXES_MAX],
         paths: [[0; PATH_PREFIX_MAX]; PREFIXES_MAX],
         tracks: 0,
+        env_context: 0,
+        reserved: 0,
     };
 }

@@ -34,6 +34,10 @@ pub mod flag {
     pub const UNLINKED: u16 = 1 << 5;
     /// A component of the cgroup's path names a container; set only while a filter asks.
     pub const CONTAINER: u16 = 1 << 6;
+    /// Exit only: the kernel chose the process to free memory (`signal_struct.oom_mm` is set).
+    pub const OOM_VICTIM: u16 = 1 << 7;
+    /// Exec only: not all of the environment could be searched for a trace context.
+    pub const ENV_UNREAD: u16 = 1 << 8;
 }
 
 /// Order of [`Process::namespaces`].
@@ -64,11 +68,20 @@ pub mod section {
     pub const TTY: usize = 4;
     /// Exec only: the path given to `execve` when an interpreter runs it (a script), no NUL.
     pub const SCRIPT: usize = 5;
+    /// Exec only: value of the first `TRACEPARENT` in the environment, no NUL, cut at [`TRACEPARENT_MAX`].
+    pub const TRACEPARENT: usize = 6;
+    /// Exec only: value of the first `TRACESTATE`, where there is a `TRACEPARENT`, no NUL, cut at [`TRACESTATE_MAX`].
+    pub const TRACESTATE: usize = 7;
     /// Exec only: argument bytes from `arg_start`, each argument ended by NUL.
-    pub const ARGS_HEAD: usize = 6;
+    pub const ARGS_HEAD: usize = 8;
     /// Exec only: the last argument bytes before `arg_end`, when there are more than the limit.
-    pub const ARGS_TAIL: usize = 7;
-    pub const COUNT: usize = 8;
+    pub const ARGS_TAIL: usize = 9;
+    pub const COUNT: usize = 10;
+
+    /// Bytes of a value that are told: version 00 has 55, later ones may be longer.
+    pub const TRACEPARENT_MAX: u32 = 127;
+    /// Bytes of a value that are told: W3C asks for at least 512 to be carried on.
+    pub const TRACESTATE_MAX: u32 = 1023;
 }
 
 /// First part of every record.
@@ -111,6 +124,7 @@ pub struct Process {
     pub comm: [u8; 16],
     /// Bytes of each section in the order of [`section`].
     pub sections: [u16; section::COUNT],
+    pub reserved: [u16; 2],
 }
 
 #[repr(C)]
@@ -118,8 +132,11 @@ pub struct Process {
 pub struct Exec {
     /// True number of argument bytes, NULs included; more than the sections hold if truncated.
     pub args_len: u64,
+    /// Start of the nearest process above this one that has exec'd since its fork; 0 if none was found within the bounded
+    /// walk.
+    pub ancestor_start_boot_ns: u64,
+    pub ancestor_tgid: u32,
     pub argc: u32,
-    pub reserved: u32,
 }
 
 #[repr(C)]
@@ -136,13 +153,16 @@ pub struct Exit {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct ExecFailed {
+    /// Start of the nearest process that has exec'd since its fork, this one included; 0 if none was found within the
+    /// bounded walk.
+    pub image_start_boot_ns: u64,
+    pub image_tgid: u32,
     /// Positive errno.
     pub errno: u32,
-    pub reserved: u32,
 }
 
-const _: () = assert!(size_of::<Process>() == 176);
-const _: () = assert!(size_of::<Exec>() == 16 && size_of::<Exit>() == 16 && size_of::<ExecFailed>() == 8);
+const _: () = assert!(size_of::<Process>() == 184);
+const _: () = assert!(size_of::<Exec>() == 24 && size_of::<Exit>() == 16 && size_of::<ExecFailed>() == 16);
 
 /// Most argument bytes one record can hold.
 pub const ARGS_MAX: u32 = 0xffff;

@@ -18,6 +18,8 @@ mod filters;
 mod helpers;
 #[path = "kernel/identity.rs"]
 mod identity;
+#[path = "kernel/lineage.rs"]
+mod lineage;
 #[path = "kernel/load.rs"]
 mod load;
 #[path = "kernel/paths.rs"]

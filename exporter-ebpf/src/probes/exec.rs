@@ -7,8 +7,10 @@ use aya_ebpf::programs::BtfTracePointContext;
 use namespan_ebpf::wire::{self, Counter, Program, flag, kind, section};
 
 use crate::emit::{count, counted, output};
+use crate::environment::trace_context;
 use crate::filter;
 use crate::kernel::{Ptr, Typed, copy_user, off, pointer, setting};
+use crate::lineage::{nearest_exec, parent};
 use crate::path::{WINDOW_SIZE, Window, executable};
 use crate::record::{Identity, Record, number, put};
 
@@ -58,9 +60,16 @@ fn try_exec(task: Ptr, bprm: Ptr) -> Result<(), Counter> {
     let interpreter = number::<Typed, u64>(bprm, off!(bprm_interp))?;
     let script = (filename != interpreter).then_some(filename as Ptr);
     record.string(section::SCRIPT, 4096, script);
+    let (ancestor_tgid, ancestor_start) = match parent::<Typed>(who.leader) {
+        Some(parent) => nearest_exec::<Typed>(parent)?,
+        None => (0, 0),
+    };
     let detail = record.detail::<wire::Exec>();
+    put!(detail.ancestor_tgid = ancestor_tgid);
+    put!(detail.ancestor_start_boot_ns = ancestor_start);
     put!(detail.argc = number::<Typed, u32>(bprm, off!(bprm_argc))?);
-    put!(detail.reserved = 0);
+    // The path has been copied out of it.
+    trace_context(&record, &window, mm)?;
     arguments(&record, mm)?;
     if record.is_incomplete() {
         count(Program::Exec, Counter::Incomplete);

@@ -13,6 +13,7 @@ use namespan_ebpf::wire::{self, Counter, Program, flag, kind, section};
 use crate::emit::{count, counted, output};
 use crate::filter;
 use crate::kernel::{Access, Probed, Ptr, off};
+use crate::lineage::nearest_exec;
 use crate::record::{Identity, Record, SMALL_SIZE};
 
 /// Path arguments of the calls that have not returned yet, by thread.
@@ -92,11 +93,10 @@ fn try_failed(path: u64, errno: u32) -> Result<(), Counter> {
     filter::path(asked, bytes)?;
     record.section(section::PATH, bytes);
     record.identify::<Probed>(kind::EXEC_FAILED, now, &who)?;
-    record.section(section::SCRIPT, 0);
-    record.section(section::ARGS_HEAD, 0);
-    record.section(section::ARGS_TAIL, 0);
+    record.end_at(section::SCRIPT);
+    let (image_tgid, image_start_boot_ns) = nearest_exec::<Probed>(who.leader)?;
     // SAFETY: the fixed part lies within the scratch buffer.
-    unsafe { *record.detail::<wire::ExecFailed>() = wire::ExecFailed { errno, reserved: 0 } };
+    unsafe { *record.detail::<wire::ExecFailed>() = wire::ExecFailed { image_start_boot_ns, image_tgid, errno } };
     if record.is_incomplete() {
         count(Program::ExecFailed, Counter::Incomplete);
     }

@@ -5,12 +5,13 @@ use aya_ebpf::helpers::generated::bpf_ktime_get_boot_ns;
 use aya_ebpf::macros::{btf_tracepoint, map};
 use aya_ebpf::maps::{LruHashMap, PerCpuArray};
 use aya_ebpf::programs::BtfTracePointContext;
-use namespan_ebpf::wire::{self, Counter, Program, kind, section};
+use namespan_ebpf::wire::{self, Counter, Program, flag, kind, section};
 
 use crate::emit::{count, counted, output};
 use crate::filter::{self, TrackedKey};
-use crate::kernel::{Ptr, Typed, copy, off, pointer};
-use crate::record::{Identity, Record, SMALL_SIZE, number};
+use crate::kernel::{Ptr, Typed, off, pointer};
+use crate::lineage::image;
+use crate::record::{Identity, Record, SMALL_SIZE, number, optional};
 
 /// `PF_KTHREAD` in include/linux/sched.h.
 const KTHREAD: u32 = 0x0020_0000;
@@ -18,8 +19,6 @@ const KTHREAD: u32 = 0x0020_0000;
 const GROUP_EXIT: u32 = 0x0000_0004;
 /// In include/uapi/asm-generic/errno-base.h, as helpers return it.
 const EEXIST: i32 = -17;
-/// Ancestors looked at for one that exec'd.
-const ANCESTORS: u32 = 12;
 
 #[map]
 static EXIT_SCRATCH: PerCpuArray<[u8; SMALL_SIZE]> = PerCpuArray::with_max_entries(1, 0);
@@ -82,9 +81,10 @@ fn try_exit(last: &Last) -> Result<(), Counter> {
     filter::cgroups::<Typed>(&record, who.task)?;
     record.section(section::PATH, 0);
     record.identify::<Typed>(kind::EXIT, now, who)?;
-    record.section(section::SCRIPT, 0);
-    record.section(section::ARGS_HEAD, 0);
-    record.section(section::ARGS_TAIL, 0);
+    record.end_at(section::SCRIPT);
+    if optional::<Typed>(*signal, off!(signal_oom_mm)).is_some() {
+        record.flag(flag::OOM_VICTIM);
+    }
 
     let status = status(who.leader, *signal)?;
     let (image_tgid, image_start_boot_ns) = image(who.leader)?;
@@ -104,41 +104,4 @@ fn status(leader: Ptr, signal: Ptr) -> Result<u32, Counter> {
     } else {
         number::<Typed, u32>(leader, off!(task_exit_code))
     }
-}
-
-/// The process whose image ran: the nearest one, itself included, that has exec'd since its fork.
-#[inline(always)]
-fn image(leader: Ptr) -> Result<(u32, u64), Counter> {
-    let mut process = leader;
-    let mut step = 0;
-    let mut comm = [0u64; 2];
-    let mut parents_comm = [0u64; 2];
-    while step < ANCESTORS {
-        let own = number::<Typed, u64>(process, off!(task_self_exec_id))?;
-        let parents = number::<Typed, u64>(process, off!(task_parent_exec_id))?;
-        let tgid = number::<Typed, u32>(process, off!(task_tgid))?;
-        if own != parents {
-            return Ok((tgid, number::<Typed, u64>(process, off!(task_start_boottime))?));
-        }
-        if tgid <= 1 {
-            break;
-        }
-        let Some(parent) = pointer::<Typed>(process, off!(task_real_parent)) else { break };
-        let Some(parent_leader) = pointer::<Typed>(parent, off!(task_group_leader)) else { break };
-        // A parent that has exec'd since the fork runs another image, and so may one that only adopted the process: what a
-        // fork leaves alike must still be.
-        if number::<Typed, u64>(parent_leader, off!(task_self_exec_id))? != parents {
-            break;
-        }
-        let of = off!(task_comm) as usize;
-        if !copy(comm.as_mut_ptr().cast(), 16, process.wrapping_add(of))
-            || !copy(parents_comm.as_mut_ptr().cast(), 16, parent_leader.wrapping_add(of))
-            || comm != parents_comm
-        {
-            break;
-        }
-        process = parent_leader;
-        step += 1;
-    }
-    Ok((0, 0))
 }
