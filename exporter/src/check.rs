@@ -35,11 +35,13 @@ async fn checks(flags: &cli::Check, config: &Config) -> Vec<Check> {
     checks.push(kernel::lockdown());
     checks.extend(hooks::checks(&config.probes, &privileges));
     checks.extend([privilege::pid_namespace(), privilege::cgroup_namespace(), cgroup::check()]);
-    let (docker, collector) = tokio::join!(
+    let (docker, collectors) = tokio::join!(
         service::docker(config.enrich.docker_socket.as_deref()),
-        service::collector(config.export.as_ref())
+        service::collectors(config.logs.as_ref(), config.traces.as_ref())
     );
-    checks.extend([docker, collector, settings(flags, config)]);
+    checks.push(docker);
+    checks.extend(collectors);
+    checks.push(settings(flags, config));
     checks
 }
 

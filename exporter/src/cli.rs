@@ -8,8 +8,9 @@ const PRECEDENCE: &str = "\
 A flag beats an environment variable, which beats the file of --config, which beats the default. \
 A flag that can be repeated replaces the whole list below it.
 
-The standard OTEL_* variables for logs are honoured, OTEL_EXPORTER_OTLP_LOGS_* before OTEL_EXPORTER_OTLP_*, \
-and DOCKER_HOST where it names a Unix socket. An invalid value is an error, also where it is overridden.";
+The standard OTEL_* variables for logs and traces are honoured, OTEL_EXPORTER_OTLP_LOGS_* and \
+OTEL_EXPORTER_OTLP_TRACES_* before OTEL_EXPORTER_OTLP_*, and DOCKER_HOST where it names a Unix socket. \
+An invalid value is an error, also where it is overridden.";
 
 const RUN_HELP: &str = "\
 Examples:
@@ -17,13 +18,17 @@ Examples:
   namespan run
   # Only programs that root starts in containers, for ten seconds, as OTLP/JSON lines
   namespan run --containers --uid 0 --for 10s --console jsonl
-  # Ship to a Collector on this host
+  # Ship logs and spans to a Collector on this host
   namespan run --endpoint http://localhost:4318
-  # Ship to Loki, with the password out of sight of ps
+  # Ship logs to Loki, with the password out of sight of ps
   export OTEL_EXPORTER_OTLP_HEADERS='authorization=Basic%20...'
-  namespan run --endpoint https://loki.example/otlp";
+  namespan run --endpoint https://loki.example/otlp --no-spans
+  # Ship spans of one trace in ten to Jaeger, and no logs
+  export OTEL_EXPORTER_OTLP_TRACES_ENDPOINT=http://localhost:4318/v1/traces
+  export OTEL_TRACES_SAMPLER=parentbased_traceidratio OTEL_TRACES_SAMPLER_ARG=0.1
+  namespan run";
 
-/// Watches every exec and exit of a Linux host and its containers, and ships them as OpenTelemetry logs.
+/// Watches every exec and exit of a Linux host and its containers, and ships them as OpenTelemetry logs and spans.
 #[derive(Parser)]
 #[command(name = "namespan", version, after_help = PRECEDENCE)]
 pub struct Cli {
@@ -47,8 +52,8 @@ pub struct Run {
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
 
-    /// Print each event [default: table if no endpoint is set, else none]
-    #[arg(long, value_name = "FORMAT", value_parser = ["table", "jsonl", "none"])]
+    /// Print each event, or trees of processes that have ended [default: table if no endpoint is set, else none]
+    #[arg(long, value_name = "FORMAT", value_parser = ["table", "tree", "jsonl", "none"])]
     pub console: Option<String>,
 
     /// Stop by itself after this long, such as 10s, 500ms or 1h30m
@@ -121,7 +126,7 @@ pub struct ProbeFlags {
     #[arg(long)]
     pub failed: bool,
 
-    /// Tell of execs only, not of exits
+    /// Tell of execs only, not of exits; there are no spans then
     #[arg(long)]
     pub no_exit: bool,
 
@@ -133,6 +138,10 @@ pub struct ProbeFlags {
     #[arg(long, value_name = "BYTES")]
     pub args_limit: Option<String>,
 
+    /// Do not read TRACEPARENT and TRACESTATE in the environment of processes
+    #[arg(long)]
+    pub no_env_context: bool,
+
     /// Size of the ring buffer between kernel and user space, a power of two [default: 8MiB]
     #[arg(long, value_name = "BYTES")]
     pub ring_size: Option<String>,
@@ -142,12 +151,16 @@ pub struct ProbeFlags {
 #[derive(Args, Clone, Default)]
 #[command(next_help_heading = "Where it is shipped")]
 pub struct ExportFlags {
-    /// OTLP endpoint; nothing is shipped without one
+    /// OTLP endpoint of logs and spans; nothing is shipped without one
     ///
-    /// Over HTTP v1/logs is appended, as to `OTEL_EXPORTER_OTLP_ENDPOINT`. For gRPC a bare HOST:PORT will do: it means
-    /// https, unless `OTEL_EXPORTER_OTLP_INSECURE` is true. A scheme in the URL beats that variable.
+    /// Over HTTP v1/logs and v1/traces are appended, as to `OTEL_EXPORTER_OTLP_ENDPOINT`. For gRPC a bare HOST:PORT
+    /// will do: it means https, unless `OTEL_EXPORTER_OTLP_INSECURE` is true. A scheme in the URL beats that variable.
     #[arg(long, value_name = "URL")]
     pub endpoint: Option<String>,
+
+    /// Ship logs only, such as to Loki
+    #[arg(long)]
+    pub no_spans: bool,
 
     /// OTLP protocol [default: http/protobuf]
     #[arg(long, value_parser = ["grpc", "http/protobuf", "http/json"])]
@@ -220,6 +233,7 @@ mod tests {
     fn an_unknown_choice_is_refused_with_flag_value_and_choices() {
         for (flag, choice) in [
             ("--console", "jsonl"),
+            ("--console", "tree"),
             ("--args", "redacted"),
             ("--protocol", "http/json"),
             ("--compression", "zstd"),
@@ -244,7 +258,13 @@ mod tests {
     #[test]
     fn help_names_the_precedence_and_examples() {
         let help = refusal("namespan run --help");
-        for part in ["A flag beats an environment variable", "namespan run --containers --uid 0", "[default: 8MiB]"] {
+        for part in [
+            "A flag beats an environment variable",
+            "namespan run --containers --uid 0",
+            "[default: 8MiB]",
+            "OTEL_EXPORTER_OTLP_TRACES_*",
+            "OTEL_TRACES_SAMPLER",
+        ] {
             assert!(help.contains(part), "{part} in {help}");
         }
     }

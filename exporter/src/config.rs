@@ -29,11 +29,19 @@ pub struct Config {
     pub arguments: Arguments,
     pub enrich: Enrich,
     pub resource: Resource,
+    pub spans: Spans,
     pub limits: AttributeLimits,
+    pub span_limits: AttributeLimits,
     pub batch: Batch,
+    pub span_batch: Batch,
     pub queue: Queue,
-    /// `None`: nothing is shipped.
-    pub export: Option<Export>,
+    pub span_queue: Queue,
+    /// `None`: no logs are shipped.
+    pub logs: Option<Export>,
+    /// `None`: no spans are shipped.
+    pub traces: Option<Export>,
+    /// What is neither shipped nor printed as JSON, as somebody has said so.
+    pub switched_off: Vec<Signal>,
     /// `None`: Namespan's own counters are not exported.
     pub metrics: Option<Metrics>,
     pub log_level: LevelFilter,
@@ -57,10 +65,16 @@ impl Default for Config {
             arguments: Arguments::Redacted,
             enrich: Enrich::default(),
             resource: Resource::default(),
+            spans: Spans::default(),
             limits: AttributeLimits::default(),
+            span_limits: AttributeLimits::default(),
             batch: Batch::default(),
+            span_batch: Batch::default(),
             queue: Queue::default(),
-            export: None,
+            span_queue: Queue::default(),
+            logs: None,
+            traces: None,
+            switched_off: Vec::new(),
             metrics: None,
             log_level: LevelFilter::INFO,
             notes: Vec::new(),
@@ -72,7 +86,9 @@ impl Default for Config {
 pub enum Console {
     /// Aligned columns for people.
     Table,
-    /// One OTLP/JSON `ExportLogsServiceRequest` a line.
+    /// Trees of processes for people, each printed when its last process has ended.
+    Tree,
+    /// One OTLP/JSON `ExportLogsServiceRequest` or `ExportTraceServiceRequest` a line.
     Jsonl,
     None,
 }
@@ -83,6 +99,8 @@ pub struct Probes {
     /// Failed `execve` and `execveat` too.
     pub failed_execs: bool,
     pub exits: bool,
+    /// Look for a trace context in the environment; as [`Spans::env_context`] needs it.
+    pub env_context: bool,
     /// Most argument bytes kept per exec, at most [`namespan_ebpf::wire::ARGS_MAX`].
     pub args_limit: u32,
     /// Bytes of the ring buffer, a power of two and a multiple of the page size.
@@ -95,6 +113,7 @@ impl Default for Probes {
         Self {
             failed_execs: false,
             exits: true,
+            env_context: true,
             args_limit: 32 << 10,
             ring_bytes: 8 << 20,
             filters: Filters::default(),
@@ -182,12 +201,101 @@ pub struct Resource {
     pub attributes: Vec<(String, String)>,
 }
 
-/// The specification's attribute limits for log records.
+/// What an `OTEL_RESOURCE_ATTRIBUTES` lists, by unique keys. `None`: one error, and by the specification nothing counts.
+pub(crate) fn resource_attributes(list: &str) -> Option<Vec<(String, String)>> {
+    parse::attributes(list).ok()
+}
+
+/// What is told of the lifetimes of processes as spans.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Spans {
+    pub sampler: Sampler,
+    /// A process that lives longer is told of as logs only, and its later children start new traces.
+    pub max_duration: Duration,
+    /// Most spans of one trace that begin here; what comes then starts new traces.
+    pub max_per_trace: u32,
+    /// Names of executables whose children start new traces; `*` at the end matches any rest.
+    pub boundaries: Vec<String>,
+    /// Whose `TRACEPARENT` and `TRACESTATE` are believed; empty: the kernel side does not read them.
+    pub env_context: Vec<Trust>,
+    /// Exit codes besides 0 that are no errors, by the name of the executable or applet; `*` at the end matches any rest.
+    /// In the order of the names.
+    pub ok_exit_codes: Vec<(String, Vec<u8>)>,
+}
+
+impl Default for Spans {
+    fn default() -> Self {
+        let boundaries = [
+            "systemd",
+            "init",
+            "containerd-shim*",
+            "containerd",
+            "dockerd",
+            "runc",
+            "crun",
+            "conmon*",
+            "crio",
+            "sshd*",
+            "cron",
+            "crond",
+            "atd",
+        ];
+        let one = |name: &str| (name.to_owned(), vec![1]);
+        Self {
+            sampler: Sampler { parent_based: true, root: RootSampler::On },
+            max_duration: Duration::from_secs(600),
+            max_per_trace: 2000,
+            boundaries: boundaries.map(str::to_owned).to_vec(),
+            env_context: vec![Trust::All],
+            ok_exit_codes: ["[", "cmp", "diff", "egrep", "fgrep", "grep", "test"].map(one).to_vec(),
+        }
+    }
+}
+
+/// Whether a text is what a pattern says: the same, or with `*` at the pattern's end anything that begins so.
+#[must_use]
+pub fn matches(pattern: &str, text: &[u8]) -> bool {
+    match pattern.strip_suffix('*') {
+        Some(prefix) => text.starts_with(prefix.as_bytes()),
+        None => pattern.as_bytes() == text,
+    }
+}
+
+/// A trace sampler of the specification (`OTEL_TRACES_SAMPLER`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sampler {
+    /// Spans with a parent are sampled as their parent is.
+    pub parent_based: bool,
+    pub root: RootSampler,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RootSampler {
+    On,
+    Off,
+    /// Traces whose last 63 bits are below this: the ratio times 2^63.
+    Below(u64),
+}
+
+/// Processes whose trace context in the environment is believed. `*` at the end of a text matches any rest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Trust {
+    All,
+    Host,
+    /// Every container.
+    Containers,
+    /// A container of this name.
+    Name(String),
+    /// A container of an image of this name, without tag.
+    Image(String),
+}
+
+/// The specification's attribute limits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AttributeLimits {
     /// Most characters of a string value; `None`: no limit.
     pub value_length: Option<usize>,
-    /// Most attributes of a record; what is over is counted in `dropped_attributes_count`.
+    /// Most attributes of a record or span; what is over is counted in `dropped_attributes_count`.
     pub count: usize,
 }
 
@@ -217,7 +325,7 @@ impl Default for Batch {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Queue {
     pub max_bytes: usize,
-    /// Bound in records too, if set.
+    /// Bound in records or spans too, if set.
     pub max_records: Option<usize>,
     /// How long the last batches may take at shutdown.
     pub drain: Duration,
@@ -275,6 +383,13 @@ impl Metrics {
     pub fn to(export: Export) -> Self {
         Self { export, interval: Duration::from_secs(60) }
     }
+}
+
+/// What is shipped, each to a destination of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Signal {
+    Logs,
+    Traces,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -45,10 +45,13 @@ fn run(flags: &Run) -> Result<ExitCode> {
 async fn watch(config: &Config) -> Result<ExitCode> {
     let mut signals = Signals::new()?;
     let mut pipeline = Pipeline::start(config)?;
-    if let Some(export) = &config.export {
-        tracing::info!(endpoint = %export.endpoint, "watching, and shipping logs");
-    } else {
-        tracing::info!("watching; nothing is shipped, as no endpoint is set");
+    match (&config.logs, &config.traces) {
+        (Some(logs), Some(traces)) => {
+            tracing::info!(logs = %logs.endpoint, spans = %traces.endpoint, "watching, and shipping logs and spans");
+        }
+        (Some(logs), None) => tracing::info!(endpoint = %logs.endpoint, "watching, and shipping logs"),
+        (None, Some(traces)) => tracing::info!(endpoint = %traces.endpoint, "watching, and shipping spans"),
+        (None, None) => tracing::info!("watching; nothing is shipped"),
     }
     if let Some(metrics) = &config.metrics {
         tracing::info!(endpoint = %metrics.export.endpoint, "exporting metrics of Namespan itself");

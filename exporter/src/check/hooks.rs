@@ -76,6 +76,7 @@ fn kernel_fields() -> (Check, Option<(Vec<u8>, Offsets)>) {
 /// What is left out where the kernel lacks an optional field.
 fn without(field: &str) -> String {
     let feeds = match field {
+        "signal_oom_mm" => "oom_killed in namespan.process.exit.reason",
         "signal_tty" => "process.interactive and namespan.tty.name",
         "tty_name" => "namespan.tty.name",
         "cred_user_ns" | "user_ns_inum" => "namespan.namespace.user.inode",

@@ -12,9 +12,13 @@ use super::given::{self, Given};
 use super::parse::{self, Expected, Headers};
 
 /// One value, still as text: all layers are parsed alike.
-type Entry = Option<Spanned<String>>;
+pub(super) type Entry = Option<Spanned<String>>;
 type List = Option<Vec<Entry>>;
 type Map = Option<BTreeMap<String, Entry>>;
+type Lists = Option<BTreeMap<String, List>>;
+
+/// Lists by name.
+type Named<T> = Vec<(String, Vec<T>)>;
 
 /// The file's schema; what it leaves out is `None`.
 #[derive(Default, Deserialize)]
@@ -32,6 +36,8 @@ pub(super) struct Schema {
     #[serde(deserialize_with = "section")]
     pub resource: Resource,
     #[serde(deserialize_with = "section")]
+    pub spans: Spans,
+    #[serde(deserialize_with = "section")]
     pub limits: Limits,
     #[serde(deserialize_with = "section")]
     pub batch: Batch,
@@ -39,6 +45,10 @@ pub(super) struct Schema {
     pub queue: Queue,
     #[serde(deserialize_with = "section")]
     pub export: Export,
+    #[serde(deserialize_with = "section")]
+    pub logs: Signal,
+    #[serde(deserialize_with = "section")]
+    pub traces: Signal,
     #[serde(deserialize_with = "section")]
     pub metrics: Metrics,
 }
@@ -89,6 +99,19 @@ pub(super) struct Resource {
 #[derive(Default, Deserialize)]
 #[cfg_attr(test, derive(serde::Serialize))]
 #[serde(deny_unknown_fields, default)]
+pub(super) struct Spans {
+    pub sampler: Entry,
+    pub sampler_arg: Entry,
+    pub max_duration: Entry,
+    pub max_per_trace: Entry,
+    pub boundaries: List,
+    pub env_context: List,
+    pub ok_exit_codes: Lists,
+}
+
+#[derive(Default, Deserialize)]
+#[cfg_attr(test, derive(serde::Serialize))]
+#[serde(deny_unknown_fields, default)]
 pub(super) struct Limits {
     pub value_length: Entry,
     pub count: Entry,
@@ -124,6 +147,15 @@ pub(super) struct Export {
     pub timeout: Entry,
     pub retry_max_elapsed: Entry,
     pub ca_file: Entry,
+}
+
+/// What is of one signal alone.
+#[derive(Default, Deserialize)]
+#[cfg_attr(test, derive(serde::Serialize))]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Signal {
+    pub exporter: Entry,
+    pub endpoint: Entry,
 }
 
 #[derive(Default, Deserialize)]
@@ -200,6 +232,31 @@ impl File {
             Ok((value, origin))
         });
         given::list(origin, items, most, parse).map(Some)
+    }
+
+    /// In the order of the names.
+    pub fn lists<T>(
+        &self,
+        key: &str,
+        lists: &Lists,
+        name: impl Fn(&str) -> Result<String, Expected>,
+        parse: impl Fn(&str) -> Result<T, Expected>,
+    ) -> Result<Option<Named<T>>, ConfigError> {
+        let Some(lists) = lists else { return Ok(None) };
+        let named = lists.iter().map(|(text, list)| {
+            let refused = |problem| ConfigError::File {
+                path: self.path.to_path_buf(),
+                line: list.iter().flatten().flatten().next().map(|first| first.referenced.line()),
+                key: key.to_owned(),
+                problem,
+            };
+            let name = name(text).map_err(|Expected(expected)| refused(format!("`{text}` is not {expected}")))?;
+            match self.list(&format!("{key}.{text}"), list, usize::MAX, &parse)? {
+                Some(Given { value, .. }) => Ok((name, value)),
+                None => Err(refused(format!("a list is missing for `{text}`; write [] for an empty one"))),
+            }
+        });
+        named.collect::<Result<_, _>>().map(Some)
     }
 
     /// Attributes in the order of their keys.
@@ -335,8 +392,10 @@ mod tests {
         }
     }
 
+    /// A map whose keys are the user's is a leaf.
     fn leaves(value: &Value, at: &str, found: &mut Vec<String>) {
-        match value.as_object().filter(|map| !map.is_empty()) {
+        let is_ours = |map: &&serde_json::Map<_, _>| !map.is_empty() && !at.ends_with(".ok_exit_codes");
+        match value.as_object().filter(is_ours) {
             Some(map) => {
                 for (key, value) in map {
                     leaves(value, &format!("{at}.{key}"), found);
