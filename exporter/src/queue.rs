@@ -11,7 +11,7 @@ use std::time::Duration;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
-use crate::config;
+use crate::config::{self, Signal};
 
 pub(crate) use batch::PREFIX_LEN;
 pub use batch::{Batch, SealError};
@@ -21,9 +21,10 @@ pub use counters::{Answer, Counters, Reason, Snapshot};
 /// Keeps a setting such as "for ever" within what an `Instant` can hold.
 const DRAIN_MAX: Duration = Duration::from_secs(24 * 3600);
 
-/// What lies between the pipeline and one destination.
+/// What lies between the pipeline and one signal's destination.
 #[derive(Debug)]
 pub struct Queue {
+    signal: Signal,
     limits: config::Queue,
     counters: Arc<Counters>,
     waiting: Mutex<Waiting>,
@@ -47,19 +48,27 @@ pub struct Depth {
     pub batches: usize,
     /// As they will be sent: compressed.
     pub bytes: usize,
+    /// Log records or spans.
     pub records: u64,
 }
 
 impl Queue {
     #[must_use]
-    pub fn new(limits: config::Queue) -> Self {
+    pub fn new(signal: Signal, limits: config::Queue) -> Self {
         Self {
+            signal,
             limits,
             counters: Arc::default(),
             waiting: Mutex::default(),
             arrived: Notify::new(),
             deadline: watch::Sender::new(None),
         }
+    }
+
+    /// What its batches hold.
+    #[must_use]
+    pub fn signal(&self) -> Signal {
+        self.signal
     }
 
     /// The counters of this queue and of what ships from it.
@@ -76,6 +85,7 @@ impl Queue {
 
     /// Never waits: makes room by dropping the oldest. A batch larger than the whole queue is dropped itself.
     pub fn push(&self, batch: Batch) {
+        debug_assert_eq!(batch.signal(), self.signal);
         self.counters.accept(batch.records());
         let mut waiting = self.lock();
         if waiting.closed {
@@ -104,7 +114,8 @@ impl Queue {
             waiting.overflowing = true;
             tracing::error!(
                 max_bytes = self.limits.max_bytes,
-                "the export queue is full: the oldest log records are dropped and counted"
+                "the export queue is full: the oldest {} are dropped and counted",
+                items(self.signal)
             );
         }
         drop(waiting);
@@ -159,6 +170,14 @@ impl Queue {
     }
 }
 
+/// What a signal consists of, as our log has it.
+pub(crate) fn items(signal: Signal) -> &'static str {
+    match signal {
+        Signal::Logs => "log records",
+        Signal::Traces => "spans",
+    }
+}
+
 impl Waiting {
     fn exceeds(&self, limits: &config::Queue) -> bool {
         self.bytes > limits.max_bytes || limits.max_records.is_some_and(|max| self.records > max as u64)
@@ -178,11 +197,11 @@ mod tests {
     use crate::config::{Compression, Protocol};
 
     fn queue(max_bytes: usize, max_records: Option<usize>) -> Queue {
-        Queue::new(config::Queue { max_bytes, max_records, drain: Duration::from_secs(5) })
+        Queue::new(Signal::Logs, config::Queue { max_bytes, max_records, drain: Duration::from_secs(5) })
     }
 
     fn batch(records: u32, len: usize) -> Batch {
-        Batch::seal(records, &vec![0; len], Protocol::HttpProtobuf, Compression::None).unwrap()
+        Batch::seal(Signal::Logs, records, &vec![0; len], Protocol::HttpProtobuf, Compression::None).unwrap()
     }
 
     fn dropped(queue: &Queue) -> Vec<(Reason, u64)> {

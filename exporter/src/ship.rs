@@ -1,4 +1,4 @@
-//! From the queue to one collector: sends, tries again as OTLP says, and settles every record exactly once.
+//! From one signal's queue to its collector: sends, tries again as OTLP says, and settles every record exactly once.
 
 mod ca;
 mod destination;
@@ -44,7 +44,7 @@ pub enum ShipError {
     Unreachable { reason: String },
 }
 
-/// Ships what is in the queue until it is closed and either empty or past its drain. Within a tokio runtime only.
+/// Ships what is in the queue, of whatever signal it is, until it is closed and either empty or past its drain. Within a tokio runtime only.
 pub fn spawn(export: &Export, queue: Arc<Queue>) -> Result<JoinHandle<()>, ShipError> {
     spawn_at(export, queue, Pace::default())
 }

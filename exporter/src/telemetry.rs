@@ -18,10 +18,11 @@ use thiserror::Error;
 use tokio::sync::oneshot;
 
 use crate::attach::Counted;
-use crate::config::{Config, Metrics, Protocol};
+use crate::config::{Config, Metrics, Protocol, Signal};
 use crate::enrich::Stats;
 use crate::model::resource::{Host, encode_resource};
 use crate::model::semconv;
+use crate::processes;
 use crate::queue::Queue;
 use crate::ship::ShipError;
 use exporter::Exporter;
@@ -42,6 +43,7 @@ pub enum TelemetryError {
 pub struct Status {
     pub counted: Counted,
     pub cache: Stats,
+    pub processes: processes::Stats,
     /// Records from the kernel that could not be read.
     pub undecodable: u64,
     /// Records that the console was too slow for.
@@ -59,25 +61,25 @@ pub struct Telemetry {
 #[derive(Debug)]
 struct Shared {
     status: Mutex<Option<Status>>,
-    logs: Option<Logs>,
+    shipped: Vec<Shipped>,
 }
 
-/// What ships log records.
+/// What ships the signal of its queue.
 #[derive(Debug)]
-pub struct Logs {
+pub struct Shipped {
     pub queue: Arc<Queue>,
     pub protocol: Protocol,
 }
 
 impl Telemetry {
-    /// Within a tokio runtime only. `logs`: if they are shipped.
-    pub fn start(metrics: &Metrics, config: &Config, logs: Option<Logs>) -> Result<Self, TelemetryError> {
+    /// Within a tokio runtime only. `shipped`: no signal twice.
+    pub fn start(metrics: &Metrics, config: &Config, shipped: Vec<Shipped>) -> Result<Self, TelemetryError> {
         let exporter = Exporter::new(&metrics.export, metrics.interval)?;
         let provider = SdkMeterProvider::builder()
             .with_resource(resource(&Host::detect(), config))
             .with_reader(PeriodicReader::builder(exporter).with_interval(metrics.interval).build())
             .build();
-        let shared = Arc::new(Shared { status: Mutex::default(), logs });
+        let shared = Arc::new(Shared { status: Mutex::default(), shipped });
         instruments(&provider, &shared);
         Ok(Self { shared, provider: Some(provider) })
     }
@@ -128,7 +130,7 @@ impl Shared {
 
 /// Every metric, once: name, unit, meaning. At rest these add up:
 /// `namespan.kernel.triggered` is the sum of `namespan.kernel.events` over its outcomes, and `otel.sdk.log.created` that of
-/// `otel.sdk.exporter.log.exported` (with and without `error.type`), `.inflight` and the queue's size.
+/// `otel.sdk.exporter.log.exported` (with and without `error.type`), `.inflight` and the queue's size; so for spans.
 fn instruments(provider: &SdkMeterProvider, shared: &Arc<Shared>) {
     let scope = InstrumentationScope::builder(semconv::SCOPE_TELEMETRY)
         .with_version(semconv::VERSION)
@@ -178,44 +180,96 @@ fn instruments(provider: &SdkMeterProvider, shared: &Arc<Shared>) {
             observer.observe(count, &[KeyValue::new(semconv::OUTCOME, outcome)]);
         }
     });
-    if let Some(logs) = &shared.logs {
-        log_instruments(&meter, logs);
+    let meaning = "Spans that have begun, sampled or not";
+    counter("namespan.span.begun", "{span}", meaning, |shared, observer| {
+        let Some(status) = *shared.status() else { return };
+        observer.observe(status.processes.spans, &[]);
+    });
+    let meaning = "Live processes forgotten for want of room: their exits lack the program's name, and their span";
+    counter("namespan.process.evictions", "{process}", meaning, |shared, observer| {
+        let Some(status) = *shared.status() else { return };
+        observer.observe(status.processes.evictions, &[]);
+    });
+    for shipped in &shared.shipped {
+        signal_instruments(&meter, shipped);
     }
 }
 
-/// Those of logs, if they are shipped.
-fn log_instruments(meter: &Meter, logs: &Logs) {
-    let exporter = component(match logs.protocol {
-        Protocol::Grpc => "otlp_grpc_log_exporter",
-        Protocol::HttpProtobuf => "otlp_http_log_exporter",
-        Protocol::HttpJson => "otlp_http_json_log_exporter",
+/// What the metrics of one signal are called.
+struct Names {
+    items: &'static str,
+    unit: &'static str,
+    created: &'static str,
+    queue_size: &'static str,
+    in_flight: &'static str,
+    exported: &'static str,
+    processor: &'static str,
+    /// By protocol: gRPC, protobuf over HTTP, JSON over HTTP.
+    exporters: [&'static str; 3],
+}
+
+const LOGS: Names = Names {
+    items: "Log records",
+    unit: "{log_record}",
+    created: "otel.sdk.log.created",
+    queue_size: "otel.sdk.processor.log.queue.size",
+    in_flight: "otel.sdk.exporter.log.inflight",
+    exported: "otel.sdk.exporter.log.exported",
+    processor: "batching_log_processor",
+    exporters: ["otlp_grpc_log_exporter", "otlp_http_log_exporter", "otlp_http_json_log_exporter"],
+};
+
+const SPANS: Names = Names {
+    items: "Spans",
+    unit: "{span}",
+    // Not `otel.sdk.span.started`, which counts spans at their start and those that are not sampled too.
+    created: "namespan.span.created",
+    queue_size: "otel.sdk.processor.span.queue.size",
+    in_flight: "otel.sdk.exporter.span.inflight",
+    exported: "otel.sdk.exporter.span.exported",
+    processor: "batching_span_processor",
+    exporters: ["otlp_grpc_span_exporter", "otlp_http_span_exporter", "otlp_http_json_span_exporter"],
+};
+
+/// Those of one signal that is shipped.
+fn signal_instruments(meter: &Meter, shipped: &Shipped) {
+    let names = match shipped.queue.signal() {
+        Signal::Logs => LOGS,
+        Signal::Traces => SPANS,
+    };
+    let [grpc, http, http_json] = names.exporters;
+    let exporter = component(match shipped.protocol {
+        Protocol::Grpc => grpc,
+        Protocol::HttpProtobuf => http,
+        Protocol::HttpJson => http_json,
     });
-    let queue = Arc::clone(&logs.queue);
+    let describe = |meaning| format!("{} {meaning}", names.items);
+    let queue = Arc::clone(&shipped.queue);
     meter
-        .u64_observable_counter("otel.sdk.log.created")
-        .with_unit("{log_record}")
-        .with_description("Log records given to the export queue")
+        .u64_observable_counter(names.created)
+        .with_unit(names.unit)
+        .with_description(describe("given to the export queue"))
         .with_callback(move |observer| observer.observe(queue.counters().snapshot().accepted, &[]))
         .build();
-    let (queue, attributes) = (Arc::clone(&logs.queue), component("batching_log_processor"));
+    let (queue, attributes) = (Arc::clone(&shipped.queue), component(names.processor));
     meter
-        .i64_observable_up_down_counter("otel.sdk.processor.log.queue.size")
-        .with_unit("{log_record}")
-        .with_description("Log records that wait in the export queue")
+        .i64_observable_up_down_counter(names.queue_size)
+        .with_unit(names.unit)
+        .with_description(describe("that wait in the export queue"))
         .with_callback(move |observer| observer.observe(signed(queue.depth().records), &attributes))
         .build();
-    let (queue, attributes) = (Arc::clone(&logs.queue), exporter.clone());
+    let (queue, attributes) = (Arc::clone(&shipped.queue), exporter.clone());
     meter
-        .i64_observable_up_down_counter("otel.sdk.exporter.log.inflight")
-        .with_unit("{log_record}")
-        .with_description("Log records that were sent or are to be sent again, and are not settled")
+        .i64_observable_up_down_counter(names.in_flight)
+        .with_unit(names.unit)
+        .with_description(describe("that were sent or are to be sent again, and are not settled"))
         .with_callback(move |observer| observer.observe(signed(queue.counters().snapshot().in_flight), &attributes))
         .build();
-    let queue = Arc::clone(&logs.queue);
+    let queue = Arc::clone(&shipped.queue);
     meter
-        .u64_observable_counter("otel.sdk.exporter.log.exported")
-        .with_unit("{log_record}")
-        .with_description("Log records that are settled; with error.type: rejected, or dropped, be it in the queue")
+        .u64_observable_counter(names.exported)
+        .with_unit(names.unit)
+        .with_description(describe("that are settled; with error.type: rejected, or dropped, be it in the queue"))
         .with_callback(move |observer| {
             let counters = queue.counters().snapshot();
             observer.observe(counters.exported, &exporter);

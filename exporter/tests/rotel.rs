@@ -10,7 +10,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
-use namespan::config::{self, Compression, Export, Protocol};
+use namespan::config::{self, Compression, Export, Protocol, Signal};
 use namespan::queue::{Batch, Queue};
 use namespan::ship;
 use opentelemetry_proto::tonic::collector::logs::v1::ExportLogsServiceRequest;
@@ -43,9 +43,9 @@ async fn rotel_reads_what_we_ship() {
         let mark = format!("{protocol:?}-{compression:?}");
         let export = rotel.export(protocol, compression);
         let drain = Duration::from_secs(30);
-        let queue = Arc::new(Queue::new(config::Queue { max_bytes: 1 << 20, max_records: None, drain }));
+        let queue = Arc::new(Queue::new(Signal::Logs, config::Queue { max_bytes: 1 << 20, max_records: None, drain }));
         let task = ship::spawn(&export, queue.clone()).unwrap();
-        queue.push(Batch::seal(2, &request(&mark).encode_to_vec(), protocol, compression).unwrap());
+        queue.push(Batch::seal(Signal::Logs, 2, &request(&mark).encode_to_vec(), protocol, compression).unwrap());
         eventually("settled", || {
             let counts = queue.counters().snapshot();
             counts.exported + counts.rejected + counts.dropped_total() == 2

@@ -1,23 +1,29 @@
 //! One OTLP request, ready for the wire: encoded, framed and compressed once, however often it is sent.
 
+mod halves;
+
 use std::io::{self, Read, Write};
 
 use bytes::Bytes;
 use flate2::read::GzDecoder;
 use flate2::write::GzEncoder;
 use opentelemetry_proto::tonic::collector::logs::v1::ExportLogsServiceRequest;
-use opentelemetry_proto::tonic::logs::v1::{ResourceLogs, ScopeLogs};
+use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use prost::Message;
+use serde::de::DeserializeOwned;
 
-use crate::config::{Compression, Protocol};
+use crate::config::{Compression, Protocol, Signal};
 use crate::ship::json::{self, JsonError};
+use halves::{Halves, halves};
 
 /// Length of gRPC's message prefix: one flag byte and the length, big endian.
 pub(crate) const PREFIX_LEN: usize = 5;
 
-/// Some log records as one `ExportLogsServiceRequest` in the form that one destination takes.
+/// Some log records as one `ExportLogsServiceRequest`, or some spans as one `ExportTraceServiceRequest`, in the form that
+/// one destination takes.
 #[derive(Clone, Debug)]
 pub struct Batch {
+    signal: Signal,
     records: u32,
     protocol: Protocol,
     compression: Compression,
@@ -40,19 +46,27 @@ pub enum SealError {
 }
 
 impl Batch {
-    /// Brings an encoded `ExportLogsServiceRequest` with `records` log records into its last form.
+    /// Brings an encoded request of the signal with `records` log records or spans into its last form.
     pub fn seal(
+        signal: Signal,
         records: u32,
         protobuf: &[u8],
         protocol: Protocol,
         compression: Compression,
     ) -> Result<Self, SealError> {
+        let sealed = Self { signal, records, protocol, compression, body: Bytes::new() };
         match protocol {
-            Protocol::Grpc | Protocol::HttpProtobuf => Self::wrap(records, protobuf, protocol, compression),
-            Protocol::HttpJson => Self::wrap(records, json::logs_request(protobuf)?.as_bytes(), protocol, compression),
+            Protocol::Grpc | Protocol::HttpProtobuf => sealed.wrap(protobuf),
+            Protocol::HttpJson => sealed.wrap(json::request(signal, protobuf)?.as_bytes()),
         }
     }
 
+    #[must_use]
+    pub fn signal(&self) -> Signal {
+        self.signal
+    }
+
+    /// Its log records or spans.
     #[must_use]
     pub fn records(&self) -> u32 {
         self.records
@@ -76,44 +90,46 @@ impl Batch {
 
     /// The same request in another compression.
     pub(crate) fn reseal(&self, compression: Compression) -> Result<Self, SealError> {
-        Self::wrap(self.records, &self.plain()?, self.protocol, compression)
+        Self { compression, ..self.clone() }.wrap(&self.plain()?)
     }
 
     /// Two batches of about half the records each; `None` where there are not two records.
     pub(crate) fn halves(&self) -> Result<Option<(Self, Self)>, SealError> {
-        let plain = self.plain()?;
-        let request = match self.protocol {
-            Protocol::Grpc | Protocol::HttpProtobuf => ExportLogsServiceRequest::decode(plain.as_slice())?,
-            Protocol::HttpJson => serde_json::from_slice(&plain)?,
-        };
-        let total = count(&request);
-        if total < 2 {
-            return Ok(None);
-        }
-        let (left, right) = split_at(request, total / 2);
+        let Some(Halves { left_items, left, right }) = halves(self.protobuf()?.into())? else { return Ok(None) };
         // The sum stays what was accepted, even if the encoder had miscounted.
-        let left_records = u32::try_from(total / 2).unwrap_or(u32::MAX).min(self.records);
-        let seal = |records, request: &ExportLogsServiceRequest| {
-            Self::seal(records, &request.encode_to_vec(), self.protocol, self.compression)
-        };
+        let left_records = u32::try_from(left_items).unwrap_or(u32::MAX).min(self.records);
+        let seal =
+            |records, protobuf: &[u8]| Self::seal(self.signal, records, protobuf, self.protocol, self.compression);
         Ok(Some((seal(left_records, &left)?, seal(self.records - left_records, &right)?)))
     }
 
-    fn wrap(records: u32, plain: &[u8], protocol: Protocol, compression: Compression) -> Result<Self, SealError> {
-        let prefix = match protocol {
+    /// With this request as its body.
+    fn wrap(mut self, plain: &[u8]) -> Result<Self, SealError> {
+        let prefix = match self.protocol {
             Protocol::Grpc => PREFIX_LEN,
             Protocol::HttpProtobuf | Protocol::HttpJson => 0,
         };
         let mut body = Vec::with_capacity(prefix + plain.len() / 2);
         body.resize(prefix, 0);
-        compress(plain, compression, &mut body)?;
-        if let Protocol::Grpc = protocol {
+        compress(plain, self.compression, &mut body)?;
+        if let Protocol::Grpc = self.protocol {
             let len = body.len() - PREFIX_LEN;
             let wire_len = u32::try_from(len).map_err(|_| SealError::TooLong { len })?;
-            body[0] = u8::from(compression != Compression::None);
+            body[0] = u8::from(self.compression != Compression::None);
             body[1..PREFIX_LEN].copy_from_slice(&wire_len.to_be_bytes());
         }
-        Ok(Self { records, protocol, compression, body: body.into() })
+        self.body = body.into();
+        Ok(self)
+    }
+
+    /// The request as it was given to [`seal`](Self::seal).
+    fn protobuf(&self) -> Result<Vec<u8>, SealError> {
+        let plain = self.plain()?;
+        match (self.protocol, self.signal) {
+            (Protocol::Grpc | Protocol::HttpProtobuf, _) => Ok(plain),
+            (Protocol::HttpJson, Signal::Logs) => from_json::<ExportLogsServiceRequest>(&plain),
+            (Protocol::HttpJson, Signal::Traces) => from_json::<ExportTraceServiceRequest>(&plain),
+        }
     }
 
     fn plain(&self) -> Result<Vec<u8>, SealError> {
@@ -153,93 +169,92 @@ fn decompress(message: &[u8], compression: Compression) -> io::Result<Vec<u8>> {
     }
 }
 
-fn count(request: &ExportLogsServiceRequest) -> usize {
-    request.resource_logs.iter().flat_map(|resource| &resource.scope_logs).map(|scope| scope.log_records.len()).sum()
-}
-
-/// The first `left` records, and the others; groups that lie on both sides get their resource and scope twice.
-fn split_at(request: ExportLogsServiceRequest, left: usize) -> (ExportLogsServiceRequest, ExportLogsServiceRequest) {
-    let (mut first, mut second) = (Vec::new(), Vec::new());
-    let mut room = left;
-    for resource_logs in request.resource_logs {
-        let ResourceLogs { resource, scope_logs, schema_url } = resource_logs;
-        let (mut first_scopes, mut second_scopes) = (Vec::new(), Vec::new());
-        for ScopeLogs { scope, mut log_records, schema_url } in scope_logs {
-            let rest = log_records.split_off(room.min(log_records.len()));
-            room -= log_records.len();
-            for (records, scopes) in [(log_records, &mut first_scopes), (rest, &mut second_scopes)] {
-                if !records.is_empty() {
-                    let (scope, schema_url) = (scope.clone(), schema_url.clone());
-                    scopes.push(ScopeLogs { scope, log_records: records, schema_url });
-                }
-            }
-        }
-        for (scope_logs, side) in [(first_scopes, &mut first), (second_scopes, &mut second)] {
-            if !scope_logs.is_empty() {
-                let (resource, schema_url) = (resource.clone(), schema_url.clone());
-                side.push(ResourceLogs { resource, scope_logs, schema_url });
-            }
-        }
-    }
-    (ExportLogsServiceRequest { resource_logs: first }, ExportLogsServiceRequest { resource_logs: second })
+fn from_json<T: Message + DeserializeOwned>(json: &[u8]) -> Result<Vec<u8>, SealError> {
+    Ok(serde_json::from_slice::<T>(json)?.encode_to_vec())
 }
 
 #[cfg(test)]
 mod tests {
-    use opentelemetry_proto::tonic::logs::v1::LogRecord;
+    use opentelemetry_proto::tonic::logs::v1::{LogRecord, ResourceLogs, ScopeLogs};
+    use opentelemetry_proto::tonic::resource::v1::Resource;
+    use opentelemetry_proto::tonic::trace::v1::{ResourceSpans, ScopeSpans, Span};
 
     use super::*;
 
+    const SIGNALS: [Signal; 2] = [Signal::Logs, Signal::Traces];
     const FORMS: [Protocol; 3] = [Protocol::Grpc, Protocol::HttpProtobuf, Protocol::HttpJson];
     const COMPRESSIONS: [Compression; 3] = [Compression::None, Compression::Gzip, Compression::Zstd];
 
-    /// One resource for each number, with that many records in one scope.
-    fn request(groups: &[usize]) -> ExportLogsServiceRequest {
-        let mut next = 0;
-        let resource_logs = groups
-            .iter()
-            .enumerate()
-            .map(|(index, &len)| ResourceLogs {
-                schema_url: format!("resource {index}"),
-                scope_logs: vec![ScopeLogs {
-                    schema_url: format!("scope {index}"),
-                    log_records: (0..len)
-                        .map(|_| {
-                            next += 1;
-                            LogRecord { time_unix_nano: next, ..LogRecord::default() }
-                        })
-                        .collect(),
-                    ..ScopeLogs::default()
-                }],
-                ..ResourceLogs::default()
-            })
-            .collect();
-        ExportLogsServiceRequest { resource_logs }
+    /// Each signal in each form.
+    fn forms() -> impl Iterator<Item = (Signal, Protocol)> {
+        SIGNALS.into_iter().flat_map(|signal| FORMS.map(|protocol| (signal, protocol)))
     }
 
-    fn decode(batch: &Batch) -> ExportLogsServiceRequest {
-        let plain = batch.plain().unwrap();
-        match batch.protocol {
-            Protocol::Grpc | Protocol::HttpProtobuf => ExportLogsServiceRequest::decode(plain.as_slice()).unwrap(),
-            Protocol::HttpJson => serde_json::from_slice(&plain).unwrap(),
+    /// An encoded request: a resource for each number, with that many items in one scope, which are numbered in all.
+    fn request(signal: Signal, groups: &[usize]) -> Vec<u8> {
+        let resource = Some(Resource { dropped_attributes_count: 1, ..Resource::default() });
+        let (url_of, mut numbers) = (|what: &str, index: usize| format!("{what} {index}"), 1..);
+        let groups = groups.iter().enumerate();
+        match signal {
+            Signal::Logs => {
+                let record = |number| LogRecord { time_unix_nano: number, ..LogRecord::default() };
+                let group = |(index, &len)| {
+                    let log_records = numbers.by_ref().take(len).map(record).collect();
+                    let scope = ScopeLogs { log_records, schema_url: url_of("scope", index), ..ScopeLogs::default() };
+                    let schema_url = url_of("resource", index);
+                    ResourceLogs { resource: resource.clone(), scope_logs: vec![scope], schema_url }
+                };
+                ExportLogsServiceRequest { resource_logs: groups.map(group).collect() }.encode_to_vec()
+            }
+            Signal::Traces => {
+                let span = |number| Span { start_time_unix_nano: number, ..Span::default() };
+                let group = |(index, &len)| {
+                    let spans = numbers.by_ref().take(len).map(span).collect();
+                    let scope = ScopeSpans { spans, schema_url: url_of("scope", index), ..ScopeSpans::default() };
+                    let schema_url = url_of("resource", index);
+                    ResourceSpans { resource: resource.clone(), scope_spans: vec![scope], schema_url }
+                };
+                ExportTraceServiceRequest { resource_spans: groups.map(group).collect() }.encode_to_vec()
+            }
         }
     }
 
-    fn times(request: &ExportLogsServiceRequest) -> Vec<u64> {
-        let scopes = request.resource_logs.iter().flat_map(|resource| &resource.scope_logs);
-        scopes.flat_map(|scope| &scope.log_records).map(|record| record.time_unix_nano).collect()
+    /// Of each scope: the schema URLs of its resource and of itself, and the numbers of its items.
+    fn scopes(batch: &Batch) -> Vec<(String, String, Vec<u64>)> {
+        let protobuf = batch.protobuf().unwrap();
+        let mut scopes = Vec::new();
+        match batch.signal {
+            Signal::Logs => {
+                for group in ExportLogsServiceRequest::decode(&*protobuf).unwrap().resource_logs {
+                    assert_eq!(group.resource.unwrap().dropped_attributes_count, 1);
+                    let [scope] = &group.scope_logs[..] else { panic!("{:?}", group.scope_logs) };
+                    let numbers = scope.log_records.iter().map(|record| record.time_unix_nano).collect();
+                    scopes.push((group.schema_url, scope.schema_url.clone(), numbers));
+                }
+            }
+            Signal::Traces => {
+                for group in ExportTraceServiceRequest::decode(&*protobuf).unwrap().resource_spans {
+                    assert_eq!(group.resource.unwrap().dropped_attributes_count, 1);
+                    let [scope] = &group.scope_spans[..] else { panic!("{:?}", group.scope_spans) };
+                    let numbers = scope.spans.iter().map(|span| span.start_time_unix_nano).collect();
+                    scopes.push((group.schema_url, scope.schema_url.clone(), numbers));
+                }
+            }
+        }
+        scopes
     }
 
     #[test]
     fn every_form_and_compression_decodes_to_what_was_sealed() {
-        let request = request(&[3, 1]);
-        for protocol in FORMS {
+        for (signal, protocol) in forms() {
+            let request = request(signal, &[3, 1]);
             for compression in COMPRESSIONS {
-                let batch = Batch::seal(4, &request.encode_to_vec(), protocol, compression).unwrap();
-                assert_eq!(decode(&batch), request, "{protocol:?} {compression:?}");
+                let batch = Batch::seal(signal, 4, &request, protocol, compression).unwrap();
+                assert_eq!(batch.protobuf().unwrap(), request, "{signal:?} {protocol:?} {compression:?}");
                 for other in COMPRESSIONS {
                     let again = batch.reseal(other).unwrap();
-                    assert_eq!((decode(&again), again.records()), (request.clone(), 4));
+                    assert_eq!((again.compression(), again.records(), again.signal()), (other, 4, signal));
+                    assert_eq!(again.protobuf().unwrap(), request);
                 }
             }
         }
@@ -248,7 +263,8 @@ mod tests {
     #[test]
     fn a_grpc_body_starts_with_flag_and_length() {
         for (compression, flag) in [(Compression::None, 0), (Compression::Gzip, 1), (Compression::Zstd, 1)] {
-            let batch = Batch::seal(2, &request(&[2]).encode_to_vec(), Protocol::Grpc, compression).unwrap();
+            let request = request(Signal::Logs, &[2]);
+            let batch = Batch::seal(Signal::Logs, 2, &request, Protocol::Grpc, compression).unwrap();
             let len = u32::try_from(batch.body().len() - PREFIX_LEN).unwrap();
             assert_eq!(batch.body()[0], flag);
             assert_eq!(batch.body()[1..PREFIX_LEN], len.to_be_bytes());
@@ -257,33 +273,35 @@ mod tests {
 
     #[test]
     fn halves_hold_every_record_once_and_no_empty_group() {
-        for groups in [&[2][..], &[1, 1], &[5, 1, 2], &[1, 7], &[3, 0, 3]] {
-            let whole = request(groups);
-            let total = u32::try_from(count(&whole)).unwrap();
-            for protocol in FORMS {
-                let batch = Batch::seal(total, &whole.encode_to_vec(), protocol, Compression::Zstd).unwrap();
+        for (signal, protocol) in forms() {
+            for (groups, expected) in
+                [(&[2][..], [1, 1]), (&[1, 1], [1, 1]), (&[5, 1, 2], [4, 4]), (&[1, 7], [4, 4]), (&[3, 0, 4], [3, 4])]
+            {
+                let total: u32 = expected.iter().sum();
+                let whole = request(signal, groups);
+                let batch = Batch::seal(signal, total, &whole, protocol, Compression::Zstd).unwrap();
                 let (left, right) = batch.halves().unwrap().unwrap();
-                assert_eq!(left.records() + right.records(), total);
+                assert_eq!([left.records(), right.records()], expected, "{signal:?} {protocol:?} {groups:?}");
+                let mut together = Vec::new();
                 for half in [&left, &right] {
-                    let request = decode(half);
-                    assert_eq!(count(&request), half.records() as usize);
-                    for resource in &request.resource_logs {
-                        assert!(!resource.scope_logs.is_empty());
-                        assert_eq!(
-                            resource.schema_url.strip_prefix("resource"),
-                            resource.scope_logs[0].schema_url.strip_prefix("scope")
-                        );
+                    let before = together.len();
+                    for (resource, scope, numbers) in scopes(half) {
+                        assert_eq!(resource.strip_prefix("resource"), scope.strip_prefix("scope"));
+                        assert!(!numbers.is_empty());
+                        together.extend(numbers);
                     }
+                    assert_eq!((half.signal(), together.len() - before), (signal, half.records() as usize));
                 }
-                let together = [times(&decode(&left)), times(&decode(&right))].concat();
-                assert_eq!(together, times(&whole));
+                assert_eq!(together, (1..=total.into()).collect::<Vec<_>>());
             }
         }
     }
 
     #[test]
     fn one_record_has_no_halves() {
-        let batch = Batch::seal(1, &request(&[1]).encode_to_vec(), Protocol::Grpc, Compression::Gzip).unwrap();
-        assert!(batch.halves().unwrap().is_none());
+        for signal in SIGNALS {
+            let batch = Batch::seal(signal, 1, &request(signal, &[1]), Protocol::Grpc, Compression::Gzip).unwrap();
+            assert!(batch.halves().unwrap().is_none());
+        }
     }
 }

@@ -1,4 +1,4 @@
-//! Where every accepted log record went, in records.
+//! Where every accepted record went. A record is a log record or a span.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -16,7 +16,7 @@ pub struct Counters {
     dropped: Mutex<BTreeMap<Reason, u64>>,
 }
 
-/// The counters at one moment; log records, but for `retries`.
+/// The counters at one moment; records, but for `retries`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Snapshot {
     /// Given to the queue.
@@ -32,7 +32,7 @@ pub struct Snapshot {
     pub dropped: BTreeMap<Reason, u64>,
 }
 
-/// Why log records were dropped. `Display` gives a stable name for an attribute value.
+/// Why records were dropped. `Display` gives a stable name for an attribute value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Reason {
     /// The oldest went when the queue was full.
@@ -43,7 +43,7 @@ pub enum Reason {
     RetryExpired,
     /// The collector takes no request of that size, nor its halves.
     TooLarge,
-    /// The endpoint takes no logs at all.
+    /// The endpoint takes nothing of the signal at all.
     Unimplemented,
     /// Still there when the drain's deadline was over.
     Shutdown,

@@ -1,4 +1,4 @@
-//! One collector, and what is known of it: how a batch is seen through to its end.
+//! One signal's collector, and what is known of it: how a batch is seen through to its end.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -9,8 +9,8 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 use super::outcome::Outcome;
 use super::retry::{Backoff, Pace};
 use super::{ShipError, Transport};
-use crate::config::{Compression, Export};
-use crate::queue::{Answer, Batch, Queue, Reason};
+use crate::config::{Compression, Export, Signal};
+use crate::queue::{Answer, Batch, Queue, Reason, items};
 
 /// No agent should stay silent for a day because one answer said so.
 const QUIET_MAX: Duration = Duration::from_secs(3600);
@@ -19,6 +19,8 @@ const QUIET_MAX: Duration = Duration::from_secs(3600);
 pub(super) struct Destination {
     /// For our log: without credentials, path and query.
     name: String,
+    /// For our log: what batches hold.
+    items: &'static str,
     transport: Transport,
     queue: Arc<Queue>,
     pace: Pace,
@@ -34,7 +36,7 @@ struct State {
     compression: Trust,
     /// The collector asked for quiet until then.
     not_before: Option<Instant>,
-    /// It takes no logs; asked again then.
+    /// It takes nothing of the signal; asked again then.
     refused_until: Option<Instant>,
     warned_of_partial: bool,
 }
@@ -81,6 +83,7 @@ impl Destination {
                 (Some(host), None) => host.into(),
                 (None, _) => url.scheme().into(),
             },
+            items: items(queue.signal()),
             transport: Transport::new(export)?,
             queue,
             pace,
@@ -152,7 +155,7 @@ impl Destination {
                 match batch.reseal(Compression::None) {
                     Ok(uncompressed) => resealed = Some(uncompressed),
                     Err(error) => {
-                        tracing::error!(%error, "log records are lost");
+                        tracing::error!(%error, "{} are lost", self.items);
                         return End::Lost(Reason::Encoding);
                     }
                 }
@@ -234,13 +237,13 @@ impl Destination {
 
     fn failing(&self, reason: &str) {
         if self.worsened(Health::Failing) {
-            tracing::warn!(endpoint = self.name, reason, "log records cannot be delivered for now; they are kept");
+            tracing::warn!(endpoint = self.name, reason, "{} cannot be delivered for now; they are kept", self.items);
         }
     }
 
     fn losing(&self, reason: &str) {
         if self.worsened(Health::Losing) {
-            tracing::error!(endpoint = self.name, reason, "log records cannot be delivered and are lost");
+            tracing::error!(endpoint = self.name, reason, "{} cannot be delivered and are lost", self.items);
         }
     }
 
@@ -248,10 +251,18 @@ impl Destination {
         let again = Instant::now() + self.pace.refusal;
         let known = self.state().refused_until.replace(again).is_some();
         if !known {
+            let (signal, other, exporter, elsewhere) = match self.queue.signal() {
+                Signal::Logs => ("logs", "spans", "OTEL_LOGS_EXPORTER", "OTEL_EXPORTER_OTLP_LOGS_ENDPOINT"),
+                Signal::Traces => {
+                    ("traces", "log records", "OTEL_TRACES_EXPORTER", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+                }
+            };
             tracing::error!(
                 endpoint = self.name,
                 reason,
-                "this endpoint takes no logs: it is none of OTLP, or its receiver has no logs pipeline; log records are lost"
+                "this endpoint takes no {signal}: it is none of OTLP, or its receiver has no {signal} pipeline; {} are \
+                 lost, {other} go on as before; set {exporter}=none, or {elsewhere} to one that takes them",
+                self.items
             );
         }
         self.worsened(Health::Losing);
@@ -277,9 +288,9 @@ impl Destination {
         if known {
             tracing::debug!(endpoint = self.name, rejected, message, "partial success");
         } else if rejected > 0 {
-            tracing::error!(endpoint = self.name, rejected, message, "the collector rejects some log records");
+            tracing::error!(endpoint = self.name, rejected, message, "the collector rejects some {}", self.items);
         } else {
-            tracing::warn!(endpoint = self.name, message, "the collector took the log records with a warning");
+            tracing::warn!(endpoint = self.name, message, "the collector took the {} with a warning", self.items);
         }
     }
 
@@ -292,7 +303,7 @@ impl Destination {
         let before = std::mem::take(&mut state.health);
         drop(state);
         if before != Health::Working {
-            tracing::info!(endpoint = self.name, "log records are delivered again");
+            tracing::info!(endpoint = self.name, "{} are delivered again", self.items);
         }
     }
 

@@ -15,10 +15,8 @@ use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
 
 use super::outcome::{ANSWER_MAX, Outcome};
 use super::{ShipError, ca, chain, encoding_name, user_agent};
-use crate::config::Export;
+use crate::config::{Export, Signal};
 use crate::queue::{Batch, PREFIX_LEN};
-
-const PATH: &str = "/opentelemetry.proto.collector.logs.v1.LogsService/Export";
 
 #[derive(Debug)]
 pub(super) struct Grpc {
@@ -58,7 +56,7 @@ impl Grpc {
     async fn exchange(&self, mut channel: Channel, batch: &Batch) -> Outcome {
         let mut request = Request::new(Body::new(Full::new(batch.body().clone())));
         *request.method_mut() = Method::POST;
-        *request.uri_mut() = http::Uri::from_static(PATH);
+        *request.uri_mut() = http::Uri::from_static(path(batch.signal()));
         *request.headers_mut() = self.headers.clone();
         if let Some(encoding) = encoding_name(batch.compression()) {
             request.headers_mut().insert("grpc-encoding", HeaderValue::from_static(encoding));
@@ -70,6 +68,13 @@ impl Grpc {
             Ok(response) => read(response, batch).await,
             Err(error) => Outcome::unanswered(chain(&error)),
         }
+    }
+}
+
+fn path(signal: Signal) -> &'static str {
+    match signal {
+        Signal::Logs => "/opentelemetry.proto.collector.logs.v1.LogsService/Export",
+        Signal::Traces => "/opentelemetry.proto.collector.trace.v1.TraceService/Export",
     }
 }
 

@@ -1,13 +1,17 @@
-//! An encoded `ExportLogsServiceRequest` becomes one line of OTLP/JSON, as the specification has it.
+//! An encoded `ExportLogsServiceRequest` or `ExportTraceServiceRequest` becomes one line of OTLP/JSON, as the
+//! specification has it.
 //!
 //! Not through `opentelemetry-proto`'s own serde: that writes NaN and infinities as `null`, absent messages as `null`
 //! and every default, such as empty trace ids.
+
+mod trace;
 
 use std::fmt::Write as _;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use opentelemetry_proto::tonic::collector::logs::v1::ExportLogsServiceRequest;
+use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use opentelemetry_proto::tonic::common::v1::any_value::Value;
 use opentelemetry_proto::tonic::common::v1::{AnyValue, EntityRef, InstrumentationScope, KeyValue};
 use opentelemetry_proto::tonic::logs::v1::{LogRecord, ResourceLogs, ScopeLogs};
@@ -15,17 +19,23 @@ use opentelemetry_proto::tonic::resource::v1::Resource;
 use prost::Message;
 use serde::ser::{Serialize, SerializeMap, Serializer};
 
+use crate::config::Signal;
+
 #[derive(Debug, thiserror::Error)]
 pub enum JsonError {
-    #[error("not an ExportLogsServiceRequest")]
+    #[error("not an export request of the signal")]
     Decode(#[from] prost::DecodeError),
     #[error("cannot write JSON")]
     Write(#[from] serde_json::Error),
 }
 
 /// One line, without the newline.
-pub fn logs_request(protobuf: &[u8]) -> Result<String, JsonError> {
-    Ok(serde_json::to_string(&Json(&ExportLogsServiceRequest::decode(protobuf)?))?)
+pub fn request(signal: Signal, protobuf: &[u8]) -> Result<String, JsonError> {
+    let line = match signal {
+        Signal::Logs => serde_json::to_string(&Json(&ExportLogsServiceRequest::decode(protobuf)?)),
+        Signal::Traces => serde_json::to_string(&Json(&ExportTraceServiceRequest::decode(protobuf)?)),
+    };
+    Ok(line?)
 }
 
 /// A message in its OTLP/JSON form: fields at their default are left out.
@@ -251,15 +261,15 @@ mod tests {
 
     use super::*;
 
-    fn any(value: Value) -> AnyValue {
+    pub(super) fn any(value: Value) -> AnyValue {
         AnyValue { value: Some(value) }
     }
 
-    fn pair(key: &str, value: Value) -> KeyValue {
+    pub(super) fn pair(key: &str, value: Value) -> KeyValue {
         KeyValue { key: key.into(), value: Some(any(value)), ..KeyValue::default() }
     }
 
-    fn request(attributes: Vec<KeyValue>) -> ExportLogsServiceRequest {
+    fn logs(attributes: Vec<KeyValue>) -> ExportLogsServiceRequest {
         let record = LogRecord {
             time_unix_nano: u64::MAX,
             observed_time_unix_nano: 1,
@@ -309,7 +319,7 @@ mod tests {
 
     #[test]
     fn a_request_is_written_as_the_specification_has_it() {
-        let line = logs_request(&request(attributes()).encode_to_vec()).unwrap();
+        let line = request(Signal::Logs, &logs(attributes()).encode_to_vec()).unwrap();
         assert!(!line.contains('\n'));
         let json: serde_json::Value = serde_json::from_str(&line).unwrap();
         let expected = json!({"resourceLogs": [{
@@ -357,18 +367,20 @@ mod tests {
 
     #[test]
     fn what_is_no_request_is_an_error() {
-        assert!(matches!(logs_request(b"\xff"), Err(JsonError::Decode(_))));
-        assert_eq!(logs_request(b"").unwrap(), "{}");
+        for signal in [Signal::Logs, Signal::Traces] {
+            assert!(matches!(request(signal, b"\xff"), Err(JsonError::Decode(_))));
+            assert_eq!(request(signal, b"").unwrap(), "{}");
+        }
     }
 
     proptest! {
         #[test]
         fn any_text_stays_on_one_line_and_reads_back_the_same(text in "\\PC*|[\\x00-\\x7f]*") {
-            let request = request(vec![pair(&text, Value::StringValue(text.clone()))]);
-            let line = logs_request(&request.encode_to_vec()).unwrap();
+            let logs = logs(vec![pair(&text, Value::StringValue(text.clone()))]);
+            let line = request(Signal::Logs, &logs.encode_to_vec()).unwrap();
             prop_assert!(!line.contains(['\n', '\r']));
             let again: ExportLogsServiceRequest = serde_json::from_str(&line).unwrap();
-            prop_assert_eq!(again, request);
+            prop_assert_eq!(again, logs);
         }
     }
 }

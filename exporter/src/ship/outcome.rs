@@ -6,7 +6,6 @@ use base64::Engine as _;
 use base64::alphabet::STANDARD;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use http::{HeaderMap, StatusCode, header};
-use opentelemetry_proto::tonic::collector::logs::v1::ExportLogsServiceResponse;
 use percent_encoding::percent_decode;
 use prost::Message;
 use tonic::Code;
@@ -35,7 +34,7 @@ pub(super) enum Outcome {
     TooLarge {
         reason: String,
     },
-    /// The endpoint takes no logs.
+    /// The endpoint takes nothing of the signal.
     Unimplemented {
         reason: String,
     },
@@ -68,7 +67,7 @@ impl Outcome {
         let status = trailers.and_then(GrpcStatus::parse).or_else(|| GrpcStatus::parse(headers));
         let status = status.unwrap_or_else(|| GrpcStatus::infer(http));
         if status.code == Code::Ok {
-            return Self::accepted(message, |message| ExportLogsServiceResponse::decode(message).ok());
+            return Self::accepted(message, Response::from_protobuf);
         }
         let reason = status.to_string();
         match status.code {
@@ -108,9 +107,7 @@ impl Outcome {
             let json = headers
                 .get(header::CONTENT_TYPE)
                 .is_some_and(|value| value.as_bytes().to_ascii_lowercase().starts_with(b"application/json"));
-            return Self::accepted(body, |body| {
-                if json { partial_success_json(body) } else { ExportLogsServiceResponse::decode(body).ok() }
-            });
+            return Self::accepted(body, if json { Response::from_json } else { Response::from_protobuf });
         }
         let mut reason = format!("HTTP {status}");
         let said = printable(&String::from_utf8_lossy(body));
@@ -130,7 +127,7 @@ impl Outcome {
         }
     }
 
-    fn accepted(body: &[u8], decode: impl FnOnce(&[u8]) -> Option<ExportLogsServiceResponse>) -> Self {
+    fn accepted(body: &[u8], decode: fn(&[u8]) -> Option<Response>) -> Self {
         // Loki answers 204 with nothing.
         if body.is_empty() {
             return Self::Accepted;
@@ -139,8 +136,8 @@ impl Outcome {
             return Self::Partial { rejected: 0, message: "the answer is a success, but not one of OTLP".into() };
         };
         match response.partial_success {
-            Some(partial) if partial.rejected_log_records > 0 || !partial.error_message.is_empty() => Self::Partial {
-                rejected: partial.rejected_log_records.try_into().unwrap_or(0),
+            Some(partial) if partial.rejected > 0 || !partial.error_message.is_empty() => Self::Partial {
+                rejected: partial.rejected.try_into().unwrap_or(0),
                 message: printable(&partial.error_message),
             },
             Some(_) | None => Self::Accepted,
@@ -222,18 +219,38 @@ impl std::fmt::Display for GrpcStatus {
     }
 }
 
-/// Read field by field: servers differ in whether the 64-bit count is a string.
-fn partial_success_json(body: &[u8]) -> Option<ExportLogsServiceResponse> {
-    use opentelemetry_proto::tonic::collector::logs::v1::ExportLogsPartialSuccess;
-    let serde_json::Value::Object(response) = serde_json::from_slice(body).ok()? else { return None };
-    let partial_success = response.get("partialSuccess").map(|partial| {
-        let count = &partial["rejectedLogRecords"];
-        ExportLogsPartialSuccess {
-            rejected_log_records: count.as_i64().or_else(|| count.as_str()?.parse().ok()).unwrap_or(0),
-            error_message: partial["errorMessage"].as_str().unwrap_or_default().into(),
-        }
-    });
-    Some(ExportLogsServiceResponse { partial_success })
+/// `ExportLogsServiceResponse` and `ExportTraceServiceResponse`: on the wire they are the same.
+#[derive(Clone, PartialEq, Message)]
+struct Response {
+    #[prost(message, optional, tag = "1")]
+    partial_success: Option<PartialSuccess>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct PartialSuccess {
+    #[prost(int64, tag = "1")]
+    rejected: i64,
+    #[prost(string, tag = "2")]
+    error_message: String,
+}
+
+impl Response {
+    fn from_protobuf(body: &[u8]) -> Option<Self> {
+        Self::decode(body).ok()
+    }
+
+    /// Read field by field: servers differ in whether the 64-bit count is a string.
+    fn from_json(body: &[u8]) -> Option<Self> {
+        let serde_json::Value::Object(response) = serde_json::from_slice(body).ok()? else { return None };
+        let partial_success = response.get("partialSuccess").map(|partial| {
+            let count = partial.get("rejectedLogRecords").unwrap_or(&partial["rejectedSpans"]);
+            PartialSuccess {
+                rejected: count.as_i64().or_else(|| count.as_str()?.parse().ok()).unwrap_or(0),
+                error_message: partial["errorMessage"].as_str().unwrap_or_default().into(),
+            }
+        });
+        Some(Self { partial_success })
+    }
 }
 
 /// `Retry-After` in either form; a date in the past is now.
@@ -285,14 +302,17 @@ mod tests {
 
     #[test]
     fn a_json_count_is_a_string_or_a_number() {
-        for body in
-            [r#"{"partialSuccess":{"rejectedLogRecords":"3"}}"#, r#"{"partialSuccess":{"rejectedLogRecords":3}}"#]
-        {
-            let partial = partial_success_json(body.as_bytes()).unwrap().partial_success.unwrap();
-            assert_eq!(partial.rejected_log_records, 3);
+        for count in ["rejectedLogRecords", "rejectedSpans"] {
+            for body in [
+                format!(r#"{{"partialSuccess":{{"{count}":"3"}}}}"#),
+                format!(r#"{{"partialSuccess":{{"{count}":3}}}}"#),
+            ] {
+                let partial = Response::from_json(body.as_bytes()).unwrap().partial_success.unwrap();
+                assert_eq!(partial.rejected, 3, "{body}");
+            }
         }
-        assert_eq!(partial_success_json(b"{}").unwrap().partial_success, None);
-        assert!(partial_success_json(b"[]").is_none());
+        assert_eq!(Response::from_json(b"{}").unwrap().partial_success, None);
+        assert!(Response::from_json(b"[]").is_none());
     }
 
     #[test]

@@ -10,7 +10,7 @@ pub(crate) struct Pace {
     pub(crate) factor: f64,
     /// Most any retry waits.
     pub(crate) max: Duration,
-    /// How long an endpoint that takes no logs is left alone.
+    /// How long an endpoint that takes nothing of a signal is left alone.
     pub(crate) refusal: Duration,
 }
 

@@ -26,17 +26,17 @@ fn config(address: std::net::SocketAddr, protocol: Protocol) -> Config {
     let metrics = Some(Metrics { export: export.clone(), interval: INTERVAL });
     let attributes = vec![("team".to_owned(), "a".to_owned())];
     Config {
-        export: Some(export),
+        logs: Some(export),
         metrics,
         resource: config::Resource { service_name: None, attributes },
         ..Config::default()
     }
 }
 
-fn start(config: &Config, queue: &Arc<Queue>) -> Telemetry {
+fn start(config: &Config, queues: &[Arc<Queue>]) -> Telemetry {
     let metrics = config.metrics.as_ref().unwrap();
-    let logs = Logs { queue: Arc::clone(queue), protocol: metrics.export.protocol };
-    Telemetry::start(metrics, config, Some(logs)).unwrap()
+    let shipped = |queue| Shipped { queue: Arc::clone(queue), protocol: metrics.export.protocol };
+    Telemetry::start(metrics, config, queues.iter().map(shipped).collect()).unwrap()
 }
 
 /// Triggered is filtered, delivered and lost, in every program.
@@ -52,6 +52,7 @@ fn status() -> Status {
     Status {
         counted: Counted::from_parts(counts, [0, 5, 0]),
         cache: Stats { hits: 7, misses: 3, unresolved: 1, ..Stats::default() },
+        processes: processes::Stats { spans: 9, evictions: 1, lost: 1 },
         undecodable: 2,
         unprinted: 0,
         at: Instant::now(),
@@ -59,10 +60,13 @@ fn status() -> Status {
 }
 
 /// Records with every fate there is: 36 in all.
-async fn queue() -> Arc<Queue> {
-    let queue = Arc::new(Queue::new(config::Queue { max_records: Some(20), ..config::Queue::default() }));
-    let push =
-        |records| queue.push(Batch::seal(records, b"x", Protocol::HttpProtobuf, config::Compression::None).unwrap());
+async fn queue(signal: Signal) -> Arc<Queue> {
+    let limits = config::Queue { max_records: Some(20), ..config::Queue::default() };
+    let queue = Arc::new(Queue::new(signal, limits));
+    let push = |records| {
+        let batch = Batch::seal(signal, records, b"x", Protocol::HttpProtobuf, config::Compression::None);
+        queue.push(batch.unwrap());
+    };
     for records in [1, 2, 4, 8] {
         push(records);
     }
@@ -114,8 +118,10 @@ fn decoded(received: &Received) -> ExportMetricsServiceRequest {
 async fn after_the_last_export_everything_adds_up() {
     for protocol in [Protocol::Grpc, Protocol::HttpProtobuf, Protocol::HttpJson] {
         let collector = Collector::start([]).await;
-        let queue = queue().await;
-        let mut telemetry = start(&config(collector.address, protocol), &queue);
+        let queues = [queue(Signal::Logs).await, queue(Signal::Traces).await];
+        // Tells the two apart.
+        queues[1].discard(64, Reason::Encoding);
+        let mut telemetry = start(&config(collector.address, protocol), &queues);
         assert!(telemetry.is_due(Instant::now()));
         telemetry.publish(status());
         assert!(!telemetry.is_due(Instant::now()));
@@ -137,17 +143,31 @@ async fn after_the_last_export_everything_adds_up() {
         assert_eq!(sum("namespan.kernel.events", "kernel_recursion"), 5);
         assert_eq!(sum("namespan.kernel.events", "ring_full"), 9 + 18 + 27);
 
-        let (exported, waiting, in_flight) = (
-            sum("otel.sdk.exporter.log.exported", ""),
-            sum("otel.sdk.processor.log.queue.size", ""),
-            sum("otel.sdk.exporter.log.inflight", ""),
-        );
-        assert_eq!((exported, waiting, in_flight), (15, 20, 1), "{values:#?}");
-        assert_eq!(sum("otel.sdk.log.created", ""), 36);
-        for (reason, records) in [("queue_full", 8), ("permanent:400", 4), ("rejected", 1), ("encoding", 1)] {
-            assert_eq!(sum("otel.sdk.exporter.log.exported", reason), records, "{reason}");
+        for (signal, created, unencoded) in [("log", "otel.sdk.log.created", 1), ("span", "namespan.span.created", 65)]
+        {
+            let exported = format!("otel.sdk.exporter.{signal}.exported");
+            let waiting = sum(&format!("otel.sdk.processor.{signal}.queue.size"), "");
+            let in_flight = sum(&format!("otel.sdk.exporter.{signal}.inflight"), "");
+            let settled = sum(&exported, "");
+            assert_eq!((settled, waiting, in_flight), (14 + unencoded, 20, 1), "{values:#?}");
+            assert_eq!(sum(created, ""), settled + waiting + in_flight);
+            for (reason, records) in [("queue_full", 8), ("permanent:400", 4), ("rejected", 1), ("encoding", unencoded)]
+            {
+                assert_eq!(sum(&exported, reason), records, "{reason}");
+            }
+            let transport = match protocol {
+                Protocol::Grpc => "grpc",
+                Protocol::HttpProtobuf => "http",
+                Protocol::HttpJson => "http_json",
+            };
+            let component = format!("\"otlp_{transport}_{signal}_exporter\"");
+            assert_eq!((sum(&exported, &component), sum(&exported, "otlp_")), (settled, settled));
+            let processor = format!("\"batching_{signal}_processor\"");
+            assert_eq!(sum(&format!("otel.sdk.processor.{signal}.queue.size"), &processor), waiting);
         }
         assert_eq!(sum("namespan.container.cache", "\"hit\""), 7);
+        assert_eq!(sum("namespan.span.begun", ""), 9);
+        assert_eq!(sum("namespan.process.evictions", ""), 1);
         assert_eq!(sum("namespan.events.dropped", "undecodable"), 2);
     }
 }
@@ -156,7 +176,7 @@ async fn after_the_last_export_everything_adds_up() {
 async fn the_resource_is_the_agent_on_its_host() {
     let collector = Collector::start([]).await;
     let config = config(collector.address, Protocol::HttpProtobuf);
-    start(&config, &queue().await).finish(Duration::from_secs(20)).await;
+    start(&config, &[queue(Signal::Logs).await]).finish(Duration::from_secs(20)).await;
     let request = decoded(&collector.received()[0]);
     let resource = request.resource_metrics[0].resource.as_ref().unwrap();
     let found = texts(&resource.attributes);
@@ -174,15 +194,15 @@ async fn a_collector_that_is_away_or_stalls_holds_up_nothing() {
     let away = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let stalling = Collector::start([collector::Answer::Stall]).await;
     for (address, protocol) in [away, stalling.address].into_iter().zip([Protocol::HttpProtobuf, Protocol::Grpc]) {
-        let queue = queue().await;
-        let mut telemetry = start(&config(address, protocol), &queue);
+        let queue = queue(Signal::Logs).await;
+        let mut telemetry = start(&config(address, protocol), std::slice::from_ref(&queue));
         telemetry.publish(status());
         let began = Instant::now();
         telemetry.finish(Duration::from_millis(100)).await;
         assert!(began.elapsed() < Duration::from_secs(4), "{:?}", began.elapsed());
         assert_eq!(queue.counters().snapshot().accepted, 36);
     }
-    let telemetry = start(&config(stalling.address, Protocol::HttpProtobuf), &queue().await);
+    let telemetry = start(&config(stalling.address, Protocol::HttpProtobuf), &[queue(Signal::Logs).await]);
     let began = Instant::now();
     drop(telemetry);
     assert!(began.elapsed() < Duration::from_secs(4));

@@ -128,23 +128,29 @@ async fn a_delay_beyond_the_age_limit_gives_up_at_once() {
 
 #[tokio::test]
 async fn partial_success_is_counted_and_never_sent_again() {
-    let json = |count: &str| format!(r#"{{"partialSuccess":{{"rejectedLogRecords":{count},"errorMessage":"m"}}}}"#);
-    let json_type = ("content-type", "application/json");
-    for (protocol, answer) in [
-        (Protocol::Grpc, Answer::grpc(0).body(framed(&partial_success(3, "m")))),
-        (Protocol::HttpProtobuf, Answer::http(200).body(partial_success(3, "m"))),
-        (Protocol::HttpJson, Answer::http(200).header(json_type.0, json_type.1).body(json("\"3\""))),
-        (Protocol::HttpJson, Answer::http(200).header(json_type.0, json_type.1).body(json("3"))),
-    ] {
-        let (counts, received) = ship_one(protocol, [answer]).await;
-        assert_eq!((counts.exported, counts.rejected, received.len()), (1, 3, 1), "{protocol:?}");
+    for (signal, member) in SIGNALS.into_iter().zip(["rejectedLogRecords", "rejectedSpans"]) {
+        let protobuf = partial_success(signal, 3, "m");
+        let json = |count: &str| {
+            let body = format!(r#"{{"partialSuccess":{{"{member}":{count},"errorMessage":"m"}}}}"#);
+            Answer::http(200).header("content-type", "application/json").body(body)
+        };
+        for (protocol, answer) in [
+            (Protocol::Grpc, Answer::grpc(0).body(framed(&protobuf))),
+            (Protocol::HttpProtobuf, Answer::http(200).body(protobuf)),
+            (Protocol::HttpJson, json("\"3\"")),
+            (Protocol::HttpJson, json("3")),
+        ] {
+            let (counts, received) = ship_one_of(signal, protocol, [answer]).await;
+            let seen = (counts.exported, counts.rejected, received.len());
+            assert_eq!(seen, (1, 3, 1), "{signal:?} {protocol:?}");
+        }
     }
 }
 
 #[tokio::test]
 async fn partial_success_is_no_more_than_the_batch() {
     for (rejected, exported) in [(0, 4), (-5, 4), (99, 0), (i64::MAX, 0)] {
-        let answer = Answer::grpc(0).body(framed(&partial_success(rejected, "m")));
+        let answer = Answer::grpc(0).body(framed(&partial_success(Signal::Logs, rejected, "m")));
         let (counts, _) = ship_one(Protocol::Grpc, [answer]).await;
         assert_eq!((counts.exported, counts.rejected), (exported, 4 - exported), "{rejected}");
     }
@@ -174,14 +180,17 @@ async fn an_oversized_batch_is_sent_in_halves() {
         (Protocol::Grpc, Answer::grpc(8).header("grpc-message", "received message larger than max")),
         (Protocol::Grpc, Answer::grpc(11).header("grpc-message", "decoded message length too large")),
     ];
-    for (protocol, answer) in too_large {
-        let (counts, received) = ship_one(protocol, [answer.clone()]).await;
+    for (signal, (protocol, answer)) in
+        SIGNALS.into_iter().flat_map(|signal| too_large.clone().map(|row| (signal, row)))
+    {
+        let (counts, received) = ship_one_of(signal, protocol, [answer.clone()]).await;
         assert_eq!(counts.exported, 4);
         assert_eq!(received.iter().map(Received::records).collect::<Vec<_>>(), [4, 2, 2]);
 
         // One half passes, after a retry; the other is refused again.
         let transient = if protocol == Protocol::Grpc { Answer::grpc(14) } else { Answer::http(503) };
-        let (counts, received) = ship_one(protocol, [answer.clone(), transient, Answer::Success, answer]).await;
+        let (counts, received) =
+            ship_one_of(signal, protocol, [answer.clone(), transient, Answer::Success, answer]).await;
         assert_eq!((counts.exported, dropped(&counts)), (2, vec![(Reason::TooLarge, 2)]));
         assert_eq!(received.iter().map(Received::records).collect::<Vec<_>>(), [4, 2, 2, 2]);
     }
@@ -197,11 +206,16 @@ async fn one_record_that_is_too_large_is_dropped() {
 }
 
 #[tokio::test]
-async fn an_endpoint_without_logs_is_left_alone_for_a_while() {
-    let unknown = Answer::grpc(12).header("grpc-message", "unknown service LogsService");
-    for (protocol, answer) in [(Protocol::Grpc, unknown), (Protocol::HttpProtobuf, Answer::http(404))] {
+async fn an_endpoint_without_the_signal_is_left_alone_for_a_while() {
+    let unknown = Answer::grpc(12).header("grpc-message", "unknown service");
+    for (signal, protocol, answer) in [
+        (Signal::Logs, Protocol::Grpc, unknown.clone()),
+        (Signal::Logs, Protocol::HttpProtobuf, Answer::http(404)),
+        (Signal::Traces, Protocol::Grpc, unknown),
+        (Signal::Traces, Protocol::HttpJson, Answer::http(404)),
+    ] {
         let collector = Collector::start([answer]).await;
-        let ship = Ship::to(collector.address, protocol);
+        let ship = Ship::of(signal, collector.address, protocol);
         // Long enough for a slow machine to look in between.
         let pace = Pace { refusal: Duration::from_secs(2), ..ship.pace };
         let shipping = Ship { pace, ..ship }.start();
@@ -220,6 +234,38 @@ async fn an_endpoint_without_logs_is_left_alone_for_a_while() {
         .await;
         let counts = shipping.finish().await;
         assert_eq!(dropped(&counts), [(Reason::Unimplemented, pushed - counts.exported)]);
+    }
+}
+
+#[tokio::test]
+async fn an_endpoint_without_one_signal_is_told_of_once_and_gets_the_other() {
+    for (lacking, other, expected) in [
+        (Signal::Logs, Signal::Traces, ["no logs", "log records are lost", "spans go on", "OTEL_LOGS_EXPORTER=none"]),
+        (
+            Signal::Traces,
+            Signal::Logs,
+            ["no traces", "spans are lost", "log records go on", "OTEL_TRACES_EXPORTER=none"],
+        ),
+    ] {
+        for protocol in PROTOCOLS {
+            let logged = Logged::start();
+            let collector = Collector::start_without(lacking).await;
+            // Asked again for every batch.
+            let pace = Pace { refusal: Duration::ZERO, ..PACE };
+            let [refused, taken] =
+                [lacking, other].map(|signal| Ship { pace, ..Ship::of(signal, collector.address, protocol) }.start());
+            for records in 1..=10 {
+                refused.push(records);
+                taken.push(records);
+            }
+            assert_eq!(dropped(&refused.finish().await), [(Reason::Unimplemented, 55)], "{lacking:?} {protocol:?}");
+            assert_eq!(taken.finish().await.exported, 55);
+            let lines = logged.lines();
+            let [line] = &lines[..] else { panic!("{lines:#?}") };
+            assert!(line.contains("ERROR") && expected.iter().all(|words| line.contains(words)), "{line}");
+            let came = |signal| collector.received().iter().filter(|one| one.signal() == Some(signal)).count();
+            assert_eq!((came(lacking), came(other)), (10, 10));
+        }
     }
 }
 

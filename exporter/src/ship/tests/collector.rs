@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::io::{self, Read as _};
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -19,11 +19,19 @@ use hyper_util::server::conn::auto;
 use opentelemetry_proto::tonic::collector::logs::v1::{
     ExportLogsPartialSuccess, ExportLogsServiceRequest, ExportLogsServiceResponse,
 };
-use prost::Message as _;
+use opentelemetry_proto::tonic::collector::trace::v1::{
+    ExportTracePartialSuccess, ExportTraceServiceRequest, ExportTraceServiceResponse,
+};
+use prost::Message;
+use serde::de::DeserializeOwned;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
+
+use crate::config::Signal;
+
+const ANY: SocketAddr = SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0));
 
 /// What is answered to one request.
 #[derive(Clone, Debug)]
@@ -70,16 +78,54 @@ impl Answer {
     }
 }
 
-/// An `ExportLogsServiceResponse` with partial success.
-pub(crate) fn partial_success(rejected: i64, message: &str) -> Vec<u8> {
-    let partial = ExportLogsPartialSuccess { rejected_log_records: rejected, error_message: message.into() };
-    ExportLogsServiceResponse { partial_success: Some(partial) }.encode_to_vec()
+/// The signal's response with partial success.
+pub(crate) fn partial_success(signal: Signal, rejected: i64, message: &str) -> Vec<u8> {
+    let error_message = message.into();
+    match signal {
+        Signal::Logs => {
+            let partial = ExportLogsPartialSuccess { rejected_log_records: rejected, error_message };
+            ExportLogsServiceResponse { partial_success: Some(partial) }.encode_to_vec()
+        }
+        Signal::Traces => {
+            let partial = ExportTracePartialSuccess { rejected_spans: rejected, error_message };
+            ExportTraceServiceResponse { partial_success: Some(partial) }.encode_to_vec()
+        }
+    }
 }
 
 /// A message with gRPC's prefix.
 pub(crate) fn framed(message: &[u8]) -> Vec<u8> {
     let len = u32::try_from(message.len()).unwrap();
     [&[0][..], &len.to_be_bytes(), message].concat()
+}
+
+/// A request of either signal.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Sent {
+    Logs(ExportLogsServiceRequest),
+    Traces(ExportTraceServiceRequest),
+}
+
+impl Sent {
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        match self {
+            Self::Logs(request) => request.encode_to_vec(),
+            Self::Traces(request) => request.encode_to_vec(),
+        }
+    }
+
+    fn records(&self) -> usize {
+        match self {
+            Self::Logs(request) => {
+                let scopes = request.resource_logs.iter().flat_map(|resource| &resource.scope_logs);
+                scopes.map(|scope| scope.log_records.len()).sum()
+            }
+            Self::Traces(request) => {
+                let scopes = request.resource_spans.iter().flat_map(|resource| &resource.scope_spans);
+                scopes.map(|scope| scope.spans.len()).sum()
+            }
+        }
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -95,8 +141,17 @@ impl Received {
         self.headers.get(name).map(|value| value.to_str().unwrap())
     }
 
+    /// Whose it is; `None` if it is of neither.
+    pub(crate) fn signal(&self) -> Option<Signal> {
+        match self.path.as_str() {
+            "/v1/logs" | "/opentelemetry.proto.collector.logs.v1.LogsService/Export" => Some(Signal::Logs),
+            "/v1/traces" | "/opentelemetry.proto.collector.trace.v1.TraceService/Export" => Some(Signal::Traces),
+            _ => None,
+        }
+    }
+
     /// Undone exactly as the headers and the gRPC flag say.
-    pub(crate) fn request(&self) -> ExportLogsServiceRequest {
+    pub(crate) fn request(&self) -> Sent {
         let content_type = self.header("content-type").unwrap();
         let (message, encoding) = if content_type == "application/grpc" {
             let (prefix, message) = self.body.split_at(5);
@@ -114,21 +169,15 @@ impl Received {
             Some("zstd") => plain = zstd::decode_all(message).unwrap(),
             Some(other) => panic!("encoding {other}"),
         }
-        if content_type == "application/json" {
-            serde_json::from_slice(&plain).unwrap()
-        } else {
-            ExportLogsServiceRequest::decode(plain.as_slice()).unwrap()
+        match self.signal() {
+            Some(Signal::Logs) => Sent::Logs(decode(content_type, &plain)),
+            Some(Signal::Traces) => Sent::Traces(decode(content_type, &plain)),
+            None => panic!("path {}", self.path),
         }
     }
 
     pub(crate) fn records(&self) -> usize {
-        let request = self.request();
-        request
-            .resource_logs
-            .iter()
-            .flat_map(|resource| &resource.scope_logs)
-            .map(|scope| scope.log_records.len())
-            .sum()
+        self.request().records()
     }
 }
 
@@ -140,6 +189,8 @@ pub(crate) struct Collector {
 
 #[derive(Debug, Default)]
 struct Shared {
+    /// Answered as where there is no such service.
+    lacks: Option<Signal>,
     script: Mutex<VecDeque<Answer>>,
     received: Mutex<Vec<Received>>,
 }
@@ -147,22 +198,28 @@ struct Shared {
 impl Collector {
     /// Answers with each of the script once, then with success.
     pub(crate) async fn start(script: impl IntoIterator<Item = Answer>) -> Self {
-        Self::start_at("127.0.0.1:0".parse().unwrap(), script).await
+        Self::start_at(ANY, script).await
     }
 
     pub(crate) async fn start_at(address: SocketAddr, script: impl IntoIterator<Item = Answer>) -> Self {
-        let listener = TcpListener::bind(address).await.unwrap();
-        let shared = Arc::new(Shared { script: Mutex::new(script.into_iter().collect()), ..Shared::default() });
-        let collector = Self { address: listener.local_addr().unwrap(), shared };
-        tokio::spawn(collector.clone().serve(listener, None));
-        collector
+        let script = Mutex::new(script.into_iter().collect());
+        Self::listen(address, None, Shared { script, ..Shared::default() }).await
+    }
+
+    /// Takes all but this signal.
+    pub(crate) async fn start_without(signal: Signal) -> Self {
+        Self::listen(ANY, None, Shared { lacks: Some(signal), ..Shared::default() }).await
     }
 
     /// As `localhost`, with TLS.
     pub(crate) async fn start_tls(tls: TlsAcceptor) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let collector = Self { address: listener.local_addr().unwrap(), shared: Arc::default() };
-        tokio::spawn(collector.clone().serve(listener, Some(tls)));
+        Self::listen(ANY, Some(tls), Shared::default()).await
+    }
+
+    async fn listen(address: SocketAddr, tls: Option<TlsAcceptor>, shared: Shared) -> Self {
+        let listener = TcpListener::bind(address).await.unwrap();
+        let collector = Self { address: listener.local_addr().unwrap(), shared: Arc::new(shared) };
+        tokio::spawn(collector.clone().serve(listener, tls));
         collector
     }
 
@@ -198,8 +255,15 @@ impl Collector {
         let body = body.collect().await.map_err(io::Error::other)?.to_bytes();
         let grpc = head.headers.get("content-type").is_some_and(|value| value == "application/grpc");
         let (path, headers) = (head.uri.path().into(), head.headers);
-        self.shared.received.lock().unwrap().push(Received { at: Instant::now(), path, headers, body });
-        let answer = self.shared.script.lock().unwrap().pop_front().unwrap_or(Answer::Success);
+        let received = Received { at: Instant::now(), path, headers, body };
+        let lacking = self.shared.lacks.is_some() && received.signal() == self.shared.lacks;
+        self.shared.received.lock().unwrap().push(received);
+        let answer = match self.shared.script.lock().unwrap().pop_front() {
+            Some(answer) => answer,
+            None if lacking && grpc => Answer::grpc(12).header("grpc-message", "unknown service"),
+            None if lacking => Answer::http(404),
+            None => Answer::Success,
+        };
         match answer {
             Answer::Success if grpc => Ok(grpc_response(0, &[], framed(&[]))),
             Answer::Success => Ok(http_response(200, &[], Vec::new())),
@@ -209,6 +273,10 @@ impl Collector {
             Answer::Disconnect => Err(io::ErrorKind::ConnectionAborted.into()),
         }
     }
+}
+
+fn decode<T: Message + Default + DeserializeOwned>(content_type: &str, plain: &[u8]) -> T {
+    if content_type == "application/json" { serde_json::from_slice(plain).unwrap() } else { T::decode(plain).unwrap() }
 }
 
 /// Waits for what must become true.

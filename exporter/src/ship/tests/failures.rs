@@ -1,7 +1,5 @@
 //! What goes over the wire, and what happens when there is no answer at all.
 
-use std::sync::Mutex;
-
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 use tokio::time::Instant;
@@ -10,26 +8,23 @@ use super::*;
 
 #[tokio::test]
 async fn every_protocol_and_compression_arrives_as_sealed() {
-    for protocol in PROTOCOLS {
+    for (signal, protocol) in ways() {
         for compression in [Compression::None, Compression::Gzip, Compression::Zstd] {
             let collector = Collector::start([]).await;
-            let mut ship = Ship::to(collector.address, protocol);
+            let mut ship = Ship::of(signal, collector.address, protocol);
             ship.export.compression = compression;
             let shipping = ship.start();
             shipping.push(100);
             assert_eq!(shipping.finish().await.exported, 100);
             let received = collector.received().remove(0);
-            assert_eq!(received.request(), request(100), "{protocol:?} {compression:?}");
+            assert_eq!(received.request(), request(signal, 100), "{protocol:?} {compression:?}");
             assert_eq!(received.header("x-tenant"), Some("t"));
             let version = env!("CARGO_PKG_VERSION");
             let agent = format!("Namespan/{version} OTel-OTLP-Exporter-Rust/{version}");
             assert!(received.header("user-agent").unwrap().starts_with(&agent));
             if protocol == Protocol::Grpc {
-                assert_eq!(received.path, "/opentelemetry.proto.collector.logs.v1.LogsService/Export");
                 assert_eq!(received.header("grpc-timeout"), Some("10000m"));
                 assert_eq!(received.header("te"), Some("trailers"));
-            } else {
-                assert_eq!(received.path, "/v1/logs");
             }
         }
     }
@@ -104,21 +99,42 @@ async fn a_collector_that_comes_late_gets_all_that_is_queued() {
 
 #[tokio::test]
 async fn an_outage_costs_the_oldest_beyond_the_queue_and_each_is_counted() {
-    let collector = Collector::start([Answer::Stall, Answer::Stall]).await;
-    let mut ship = Ship::to(collector.address, Protocol::HttpProtobuf);
-    ship.queue.max_records = Some(20);
-    ship.export.timeout = Some(Duration::from_millis(500));
-    let shipping = ship.start();
-    shipping.push(1);
-    shipping.push(2);
-    poll("in flight", || collector.received().len() == 2).await;
-    for _ in 0..10 {
-        shipping.push(6);
+    for (signal, protocol) in ways() {
+        let collector = Collector::start([Answer::Stall, Answer::Stall]).await;
+        let mut ship = Ship::of(signal, collector.address, protocol);
+        ship.queue.max_records = Some(20);
+        ship.export.timeout = Some(Duration::from_millis(500));
+        let shipping = ship.start();
+        shipping.push(1);
+        shipping.push(2);
+        poll("in flight", || collector.received().len() == 2).await;
+        for _ in 0..10 {
+            shipping.push(6);
+        }
+        let (counts, queued) = (shipping.queue.counters().snapshot(), shipping.queue.depth().records);
+        assert_eq!((counts.in_flight, queued), (3, 18), "{signal:?} {protocol:?}");
+        assert_eq!(counts.accepted, counts.dropped_total() + queued + counts.in_flight);
+        poll("delivered", || shipping.queue.counters().snapshot().exported == 21).await;
+        let counts = shipping.finish().await;
+        assert_eq!((counts.accepted, dropped(&counts)), (63, vec![(Reason::QueueFull, 42)]));
     }
-    assert_eq!(shipping.queue.depth().records, 18);
-    poll("delivered", || shipping.queue.counters().snapshot().exported == 21).await;
-    let counts = shipping.finish().await;
-    assert_eq!((counts.accepted, dropped(&counts)), (63, vec![(Reason::QueueFull, 42)]));
+}
+
+#[tokio::test]
+async fn a_full_queue_is_said_in_the_words_of_its_signal() {
+    let logged = Logged::start();
+    for (signal, words) in SIGNALS.into_iter().zip(["the oldest log records are", "the oldest spans are"]) {
+        let mut ship = Ship::of(signal, "127.0.0.1:1".parse().unwrap(), Protocol::Grpc);
+        ship.queue.max_records = Some(3);
+        let queue = Queue::new(signal, ship.queue);
+        for _ in 0..9 {
+            let batch = Batch::seal(signal, 2, &request(signal, 2).encode(), Protocol::Grpc, Compression::None);
+            queue.push(batch.unwrap());
+        }
+        let lines = logged.lines();
+        assert!(lines.last().unwrap().contains(words), "{lines:#?}");
+    }
+    assert_eq!(logged.lines().len(), SIGNALS.len());
 }
 
 #[tokio::test]
@@ -157,9 +173,7 @@ async fn closing_the_queue_cuts_the_backoff_short() {
 
 #[tokio::test]
 async fn our_log_has_one_line_for_an_outage_and_one_for_its_end() {
-    let lines = Lines::default();
-    let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(lines.clone()).finish();
-    let guard = tracing::subscriber::set_default(subscriber);
+    let logged = Logged::start();
     let collector = Collector::start(vec![Answer::http(503).body("over\nloaded"); 6]).await;
     let shipping = Ship::to(collector.address, Protocol::HttpProtobuf).start();
     for _ in 0..3 {
@@ -167,34 +181,10 @@ async fn our_log_has_one_line_for_an_outage_and_one_for_its_end() {
     }
     poll("delivered", || shipping.queue.counters().snapshot().exported == 3).await;
     shipping.finish().await;
-    drop(guard);
-    let text = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
-    let lines: Vec<_> = text.lines().filter(|line| line.contains("namespan")).collect();
-    assert_eq!(lines.len(), 2, "{text}");
-    assert!(lines[0].contains("WARN") && lines[0].contains("HTTP 503 Service Unavailable: over loaded"), "{text}");
-    assert!(lines[1].contains("INFO") && lines[1].contains("delivered again"), "{text}");
-}
-
-#[derive(Clone, Default)]
-struct Lines(Arc<Mutex<Vec<u8>>>);
-
-impl std::io::Write for Lines {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
-
-impl tracing_subscriber::fmt::MakeWriter<'_> for Lines {
-    type Writer = Self;
-
-    fn make_writer(&self) -> Self {
-        self.clone()
-    }
+    let lines = logged.lines();
+    assert_eq!(lines.len(), 2, "{lines:#?}");
+    assert!(lines[0].contains("WARN") && lines[0].contains("HTTP 503 Service Unavailable: over loaded"), "{lines:#?}");
+    assert!(lines[1].contains("INFO") && lines[1].contains("delivered again"), "{lines:#?}");
 }
 
 #[tokio::test]
@@ -222,7 +212,7 @@ async fn a_ca_file_is_checked_before_anything_is_sent() {
             let mut export = Ship::to("127.0.0.1:1".parse().unwrap(), protocol).export;
             export.endpoint = "https://localhost/".parse().unwrap();
             export.ca_file = Some(path);
-            let queue = Arc::new(Queue::new(Ship::to("127.0.0.1:1".parse().unwrap(), protocol).queue));
+            let queue = Arc::new(Queue::new(Signal::Logs, config::Queue::default()));
             let error = spawn_at(&export, queue, PACE).unwrap_err().to_string();
             assert!(error.contains(expected), "{error}");
         }
