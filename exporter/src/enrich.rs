@@ -94,7 +94,7 @@ pub enum Update {
 /// The connection to a runtime.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Link {
-    /// Connected, and all that already runs has been told.
+    /// Connected; what already runs is told from now on.
     Connected,
     Lost {
         reason: String,
@@ -175,6 +175,17 @@ impl Enricher {
         }
     }
 
+    /// The owner of an earlier event, as it is known by now.
+    pub fn newest(&mut self, owner: &Owner) -> Owner {
+        if let Owner::Container(container) = owner
+            && let Some(slot) = self.containers.find(&container.id)
+            && let Some(entry) = self.containers.get(slot)
+        {
+            return Owner::Container(Arc::clone(&entry.container));
+        }
+        owner.clone()
+    }
+
     /// Takes in what a runtime's task tells.
     pub fn apply(&mut self, update: Update, now: Instant) {
         self.containers.forget_gone(now);
@@ -240,9 +251,7 @@ impl Enricher {
         {
             return slot;
         }
-        let container =
-            Container { id: found.id.to_owned(), runtime: found.runtime, name: None, image: None, labels: Vec::new() };
-        self.insert(Arc::new(container), State::New)
+        self.insert(Arc::new(Container::of_id(found.id.to_owned(), found.runtime)), State::New)
     }
 
     fn insert(&mut self, container: Arc<Container>, state: State) -> Slot {

@@ -12,13 +12,17 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use namespan::config::Enrich;
+use namespan::config::{self, Enrich};
 use namespan::enrich::cgroup::resolve;
 use namespan::enrich::container::Container;
 use namespan::enrich::docker::{Settings, watch};
 use namespan::enrich::{Attribution, Enricher, How, Link, Owner, Update, Verdict};
 use namespan::event::{CgroupPath, Event, Exit, ExitStatus, Kind};
+use namespan::model::resource::{Host, encode_resource};
 use namespan_ebpf::wire;
+use opentelemetry_proto::tonic::common::v1::any_value;
+use opentelemetry_proto::tonic::resource::v1::Resource;
+use prost::Message as _;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::mpsc;
@@ -134,7 +138,7 @@ impl Pipeline {
         let path = format!("{id}\0docker\0").into_bytes();
         let mut process = wire::Process::new_zeroed();
         process.cgroup_id = u64::from_str_radix(&id[..15], 16).unwrap();
-        let kind = Kind::Exit(Exit { status: ExitStatus(0), image: None });
+        let kind = Kind::Exit(Exit { status: ExitStatus(0), image: None, oom_victim: false });
         let cgroup = CgroupPath(&path);
         let event = Event { process, nodename: b"", tty: b"", cgroup, cgroup_v1: CgroupPath(b""), kind };
         self.enricher.attribute(&event, Instant::now())
@@ -219,6 +223,72 @@ async fn a_container_whose_image_has_lost_its_name_still_tells_it() {
     docker(&["rmi", &image_id]);
     let found = container.image.clone().unwrap();
     assert_eq!((found.name, found.tags, found.id), (image.name.clone(), vec!["one".to_owned()], Some(image_id)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_container_is_never_known_without_the_service_that_it_is_configured_to_be() {
+    if !daemon() {
+        return;
+    }
+    let image = Image::new("service");
+    let tagged = image.tagged();
+    let name = |suffix: &str| format!("{}-{suffix}", image.name);
+    let attributes = "OTEL_RESOURCE_ATTRIBUTES=deployment.environment.name=test,host.name=evil";
+    let options = ["-e", "OTEL_SERVICE_NAME=checkout", "-e", attributes, "-e", "PASSWORD=hunter2"];
+    let labels = ["--label", "com.docker.compose.service=web", "--label", "com.docker.compose.project=site"];
+    let make = |how: &[&str], name: &str| {
+        docker(&[how, &["--name", name], &options, &labels, &[&tagged, "sleep", "600"]].concat())
+    };
+    let old = make(&["run", "-d"], &name("old"));
+    let created = make(&["create"], &name("created"));
+    let mut pipeline = Pipeline::connected(Path::new(SOCKET), &[]).await;
+    let new = make(&["run", "-d"], &name("new"));
+    docker(&["start", &created]);
+    let sources =
+        [("old", &old, How::RuntimeApi), ("new", &new, How::RuntimeEvent), ("created", &created, How::RuntimeEvent)];
+    for (suffix, id, source) in sources {
+        let (container, how) = pipeline.named(id, &name(suffix)).await;
+        let service = &container.service;
+        assert_eq!(
+            (service.name.as_deref(), service.namespace.as_deref()),
+            (Some("checkout"), Some("site")),
+            "{suffix}"
+        );
+        assert!(how == source && !format!("{container:?}").contains("hunter2"), "{container:?}");
+        let bytes = encode_resource(&Host::default(), Some(&container), &config::Resource::default());
+        let resource = Resource::decode(&*bytes).unwrap();
+        let value = |key: &str| {
+            let pair = resource.attributes.iter().find(|pair| pair.key == key)?;
+            let any_value::Value::StringValue(text) = pair.value.as_ref()?.value.as_ref()? else { return None };
+            Some(text.as_str())
+        };
+        let found = ["service.name", "deployment.environment.name", "host.name"].map(value);
+        assert_eq!(found, [Some("checkout"), Some("test"), None]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_is_looked_up_while_others_are_listed_is_known_with_its_service() {
+    if !daemon() {
+        return;
+    }
+    let image = Image::new("many");
+    let tagged = image.tagged();
+    let name = |number: usize| format!("{}-{number}", image.name);
+    let run = |number| {
+        let service = format!("OTEL_SERVICE_NAME=service{number}");
+        docker(&["run", "-d", "--name", &name(number), "-e", &service, &tagged, "sleep", "600"])
+    };
+    let ids: Vec<_> = (0..20).map(run).collect();
+    let mut pipeline = Pipeline::start(Path::new(SOCKET), &[]);
+    for id in &ids {
+        assert!(pipeline.resolved(id).is_none(), "waits");
+    }
+    for (number, id) in ids.iter().enumerate().rev() {
+        let (container, how) = pipeline.named(id, &name(number)).await;
+        assert_eq!((container.service.name.clone(), how), (Some(format!("service{number}")), How::RuntimeApi));
+    }
+    assert_eq!(pipeline.enricher.stats().unresolved, 0);
 }
 
 /// From the cgroup paths that the kernel shows for a process.

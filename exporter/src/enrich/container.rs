@@ -1,5 +1,38 @@
 //! A container as its runtime describes it.
 
+use std::collections::HashMap;
+
+use crate::config;
+use crate::model::semconv::{SERVICE_NAME, SERVICE_NAMESPACE};
+
+/// Longest name or value that is taken from a container's configuration, in bytes.
+const VALUE_MAX: usize = 1024;
+/// Longest key of an attribute, in bytes.
+const KEY_MAX: usize = 128;
+/// Most attributes.
+const ATTRIBUTES_MAX: usize = 32;
+/// Longest list of attributes that is read, in bytes.
+const LIST_MAX: usize = 32 << 10;
+
+/// Labels that name a service, the first of them first.
+const NAME_LABELS: [&str; 6] = [
+    "resource.opentelemetry.io/service.name",
+    "app.kubernetes.io/instance",
+    "app.kubernetes.io/name",
+    "com.docker.compose.service",
+    "com.docker.swarm.service.name",
+    POD_CONTAINER_LABEL,
+];
+/// Labels that name the group it belongs to.
+const NAMESPACE_LABELS: [&str; 4] = [
+    "resource.opentelemetry.io/service.namespace",
+    "com.docker.compose.project",
+    "com.docker.stack.namespace",
+    POD_NAMESPACE_LABEL,
+];
+const POD_CONTAINER_LABEL: &str = "io.kubernetes.container.name";
+const POD_NAMESPACE_LABEL: &str = "io.kubernetes.pod.namespace";
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Container {
     /// Full id, 64 hexadecimal digits for most runtimes.
@@ -11,6 +44,91 @@ pub struct Container {
     pub image: Option<Image>,
     /// Allowed labels only, by key.
     pub labels: Vec<(String, String)>,
+    pub service: Service,
+    pub pod: Pod,
+}
+
+impl Container {
+    /// As its cgroup path tells of it.
+    #[must_use]
+    pub fn of_id(id: String, runtime: &'static str) -> Self {
+        let (service, pod) = (Service::default(), Pod::default());
+        Self { id, runtime, name: None, image: None, labels: Vec::new(), service, pod }
+    }
+}
+
+/// The service that a container is part of, as its configuration says.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Service {
+    /// `OTEL_SERVICE_NAME`, else `service.name` of the attributes, else the first label that names one.
+    pub name: Option<String>,
+    /// `service.namespace` of the attributes, else the first label that names one.
+    pub namespace: Option<String>,
+    /// `OTEL_RESOURCE_ATTRIBUTES` as it is, by unique keys: what is not the container's to say is among them.
+    pub attributes: Vec<(String, String)>,
+}
+
+impl Service {
+    /// By the container's environment, of which nothing else is kept, as `KEY=value`, and by its labels.
+    #[must_use]
+    pub fn of(env: &[String], labels: &HashMap<String, String>) -> Self {
+        let mut attributes = variable(env, "OTEL_RESOURCE_ATTRIBUTES").map(attributes).unwrap_or_default();
+        let attribute = |key| attributes.iter().find(|(known, _)| known == key).map(|(_, value)| value.as_str());
+        let first = |said: &[Option<&str>], named: &[&str]| {
+            let said = said.iter().copied().flatten().find(|name| is_usable(name));
+            said.or_else(|| named.iter().find_map(|key| label(labels, key))).map(ToOwned::to_owned)
+        };
+        let name = first(&[variable(env, "OTEL_SERVICE_NAME"), attribute(SERVICE_NAME)], &NAME_LABELS);
+        let namespace = first(&[attribute(SERVICE_NAMESPACE)], &NAMESPACE_LABELS);
+        attributes.retain(|(key, value)| is_usable_key(key) && value.len() <= VALUE_MAX);
+        attributes.truncate(ATTRIBUTES_MAX);
+        Self { name, namespace, attributes }
+    }
+}
+
+/// The Kubernetes pod that a container is part of, as its labels say.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Pod {
+    pub uid: Option<String>,
+    pub name: Option<String>,
+    pub namespace: Option<String>,
+    /// What the pod calls the container.
+    pub container: Option<String>,
+}
+
+impl Pod {
+    #[must_use]
+    pub fn of(labels: &HashMap<String, String>) -> Self {
+        let label = |key| label(labels, key).map(ToOwned::to_owned);
+        Self {
+            uid: label("io.kubernetes.pod.uid"),
+            name: label("io.kubernetes.pod.name"),
+            namespace: label(POD_NAMESPACE_LABEL),
+            container: label(POD_CONTAINER_LABEL),
+        }
+    }
+}
+
+/// The value that the container's first process finds: the last one. A variable without `=` is taken back.
+fn variable<'a>(env: &'a [String], key: &str) -> Option<&'a str> {
+    let mut entries = env.iter().rev().filter_map(|entry| entry.strip_prefix(key));
+    entries.find(|rest| rest.is_empty() || rest.starts_with('='))?.strip_prefix('=')
+}
+
+fn attributes(list: &str) -> Vec<(String, String)> {
+    Some(list).filter(|list| list.len() <= LIST_MAX).and_then(config::resource_attributes).unwrap_or_default()
+}
+
+fn label<'a>(labels: &'a HashMap<String, String>, key: &str) -> Option<&'a str> {
+    labels.get(key).map(String::as_str).filter(|value| is_usable(value))
+}
+
+fn is_usable(name: &str) -> bool {
+    name.len() <= VALUE_MAX && !name.trim().is_empty()
+}
+
+fn is_usable_key(key: &str) -> bool {
+    key.len() <= KEY_MAX && !key.contains(char::is_control)
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -72,6 +190,93 @@ pub(super) fn is_lower_hex(bytes: &[u8]) -> bool {
 mod tests {
     use super::*;
 
+    fn labels(list: &[(&str, &str)]) -> HashMap<String, String> {
+        list.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+    }
+
+    fn service(env: &[&str], list: &[(&str, &str)]) -> Service {
+        Service::of(&env.iter().map(ToString::to_string).collect::<Vec<_>>(), &labels(list))
+    }
+
+    fn listed(list: &str) -> Vec<(String, String)> {
+        service(&[&format!("OTEL_RESOURCE_ATTRIBUTES={list}")], &[]).attributes
+    }
+
+    #[test]
+    fn a_service_is_named_by_the_first_that_names_it() {
+        let env =
+            ["OTEL_SERVICE_NAME=variable", "OTEL_RESOURCE_ATTRIBUTES=service.name=attribute,service.namespace=ns"];
+        let by_label = NAME_LABELS.map(|key| (key, key));
+        let namespaces = NAMESPACE_LABELS.map(|key| (key, key));
+        assert_eq!(service(&env, &by_label).name.as_deref(), Some("variable"));
+        assert_eq!(service(&env[1..], &by_label).name.as_deref(), Some("attribute"));
+        for (place, key) in NAME_LABELS.iter().enumerate() {
+            assert_eq!(service(&[], &by_label[place..]).name.as_deref(), Some(*key));
+        }
+        assert_eq!(service(&env, &namespaces).namespace.as_deref(), Some("ns"));
+        for (place, key) in NAMESPACE_LABELS.iter().enumerate() {
+            assert_eq!(service(&[], &namespaces[place..]).namespace.as_deref(), Some(*key));
+        }
+        assert_eq!(service(&["PATH=/bin"], &[("other", "x")]), Service::default());
+    }
+
+    #[test]
+    fn a_name_that_is_blank_or_huge_names_nothing() {
+        let huge = "x".repeat(VALUE_MAX + 1);
+        for name in ["", " ", &huge] {
+            let encoded = name.replace(' ', "%20");
+            let list = format!("OTEL_RESOURCE_ATTRIBUTES=service.name={encoded},service.namespace={encoded}");
+            let labels = [("app.kubernetes.io/name", name), ("com.docker.compose.service", "web")];
+            let found = service(&[&format!("OTEL_SERVICE_NAME={name}"), &list], &labels);
+            assert_eq!((found.name.as_deref(), found.namespace), (Some("web"), None), "{name}");
+        }
+    }
+
+    #[test]
+    fn the_last_of_several_variables_holds() {
+        let named = |env: &[&str]| service(env, &[]).name;
+        assert_eq!(named(&["OTEL_SERVICE_NAME=a", "OTEL_SERVICE_NAME=b=c"]).as_deref(), Some("b=c"));
+        assert_eq!(named(&["OTEL_SERVICE_NAME=a", "OTEL_SERVICE_NAME"]), None);
+        assert_eq!(named(&["OTEL_SERVICE_NAMES=a", "XOTEL_SERVICE_NAME=a", "otel_service_name=a", "", "="]), None);
+    }
+
+    #[test]
+    fn attributes_are_read_by_the_specification() {
+        let pair = |key: &str, value: &str| (key.to_owned(), value.to_owned());
+        assert_eq!(listed("a=b%20c, d = e=f,a=%2C,"), [pair("a", ","), pair("d", "e=f")]);
+        assert_eq!(listed("a=%00%1b,b=%C3%BC"), [pair("a", "\0\x1b"), pair("b", "\u{fc}")]);
+        for wrong in ["a=b,c", "a=b,=c", "a=b,c=%zz", "a=b,c=%f", "a=b,c=%ff", "a=b,%ff=c"] {
+            assert_eq!(listed(wrong), [], "{wrong}");
+        }
+        assert_eq!(service(&["OTEL_RESOURCE_ATTRIBUTES=service.name=a,%"], &[]), Service::default());
+    }
+
+    #[test]
+    fn attributes_stay_within_their_bounds() {
+        let (key, value) = ("k".repeat(KEY_MAX), "v".repeat(VALUE_MAX));
+        let found = listed(&format!("{key}={value},{key}k=a,b={value}v,c%0a=d,e=f"));
+        assert_eq!(found, [(key, value), ("e".to_owned(), "f".to_owned())]);
+        let many: Vec<_> = (0..100).map(|number| format!("k{number}=v")).collect();
+        let found = service(&[&format!("OTEL_RESOURCE_ATTRIBUTES={},service.name=last", many.join(","))], &[]);
+        assert_eq!((found.attributes.len(), found.name.as_deref()), (ATTRIBUTES_MAX, Some("last")));
+        let full = format!("{}a=b", ",".repeat(LIST_MAX - 3));
+        assert_eq!(listed(&full).len(), 1);
+        assert_eq!(listed(&format!(",{full}")), []);
+    }
+
+    #[test]
+    fn a_pod_is_what_its_labels_say() {
+        let found = Pod::of(&labels(&[
+            ("io.kubernetes.container.name", "web"),
+            ("io.kubernetes.pod.name", "shop-0"),
+            ("io.kubernetes.pod.namespace", "prod"),
+            ("io.kubernetes.pod.uid", "17b1"),
+        ]));
+        let parts = [&found.container, &found.name, &found.namespace, &found.uid].map(|part| part.as_deref());
+        assert_eq!(parts, ["web", "shop-0", "prod", "17b1"].map(Some));
+        assert_eq!(Pod::of(&labels(&[("io.kubernetes.pod.name", "")])), Pod::default());
+    }
+
     fn parts(text: &str) -> (&str, Option<&str>, Option<&str>) {
         let reference = Reference::parse(text);
         (reference.name, reference.tag, reference.digest)
@@ -108,6 +313,12 @@ mod tests {
         fn any_text_is_taken(text in ".*") {
             let reference = Reference::parse(&text);
             proptest::prop_assert!(reference.name.len() <= text.len());
+        }
+
+        #[test]
+        fn any_environment_is_taken(rest in "[=,%a-c0\\PC]{0,80}", label in ".*") {
+            let found = service(&[&format!("OTEL_RESOURCE_ATTRIBUTES{rest}"), &rest], &[(NAME_LABELS[0], &label)]);
+            proptest::prop_assert!(found.attributes.len() <= ATTRIBUTES_MAX);
         }
     }
 }

@@ -3,7 +3,7 @@
 mod book;
 mod decode;
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use std::pin::pin;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bollard::errors::Error;
-use bollard::models::{ContainerInspectResponse, ContainerSummary, EventMessage, ImageInspect};
+use bollard::models::{ContainerInspectResponse, EventMessage, ImageInspect};
 use bollard::query_parameters::{EventsOptions, InspectContainerOptions, ListContainersOptions};
 use bollard::{API_DEFAULT_VERSION, Docker};
 use futures_util::future::BoxFuture;
@@ -20,14 +20,11 @@ use futures_util::{FutureExt, Stream, StreamExt};
 use tokio::sync::mpsc::{Receiver, Sender};
 use tokio::time::timeout;
 
-use super::container::is_image_id;
 use super::{How, Link, Update};
 use crate::config::Enrich;
-use book::{Book, ImageAnswer, Lookup};
+use book::{Book, ImageAnswer, Inspection, Question};
 use decode::{Happened, Labels};
 
-/// Most questions to the daemon at any time.
-const IN_FLIGHT: usize = 16;
 /// Most events kept while the list of containers is under way.
 const EARLY_EVENTS: usize = 4096;
 /// How long the daemon may take to answer a question.
@@ -43,6 +40,8 @@ pub struct Settings {
     pub labels: Vec<String>,
     /// Most containers remembered.
     pub capacity: NonZeroUsize,
+    /// How long somebody who looks a container up waits for all that there is to know of it.
+    pub patience: Duration,
 }
 
 impl Settings {
@@ -53,6 +52,8 @@ impl Settings {
             socket: config.docker_socket.clone()?,
             labels: config.labels.clone(),
             capacity: config.cache_entries,
+            // Before its records are told without any name at all.
+            patience: config.wait * 3 / 4,
         })
     }
 }
@@ -61,7 +62,7 @@ impl Settings {
 /// more. A daemon that is not there, or goes away, is tried again for ever.
 pub async fn watch(settings: Settings, mut lookups: Receiver<String>, updates: Sender<Update>) {
     let labels = Labels(settings.labels);
-    let mut book = Book::new(settings.capacity);
+    let mut book = Book::new(settings.capacity, settings.patience);
     let mut since = None;
     let mut backoff = Backoff::default();
     let mut told = false;
@@ -76,8 +77,6 @@ pub async fn watch(settings: Settings, mut lookups: Receiver<String>, updates: S
                     updates: &updates,
                     since: &mut since,
                     connected: &mut connected,
-                    unclear: VecDeque::new(),
-                    asking: HashSet::new(),
                     in_flight: FuturesUnordered::new(),
                 };
                 session.run(&mut lookups).await
@@ -139,10 +138,6 @@ struct Session<'a> {
     /// When the last event happened, by the daemon's clock, in nanoseconds.
     since: &'a mut Option<i64>,
     connected: &'a mut bool,
-    /// Listed containers still to be asked for.
-    unclear: VecDeque<String>,
-    /// Containers asked for and not yet answered.
-    asking: HashSet<String>,
     in_flight: FuturesUnordered<BoxFuture<'static, Answer>>,
 }
 
@@ -167,6 +162,7 @@ impl Session<'_> {
         *self.connected = true;
         loop {
             self.ask();
+            self.tell().await?;
             let due = self.book.next_due();
             tokio::select! {
                 event = events.next() => {
@@ -174,14 +170,13 @@ impl Session<'_> {
                     self.happened(event);
                 }
                 Some(answer) = self.in_flight.next() => self.answered(answer),
-                lookup = lookups.recv(), if self.in_flight.len() < IN_FLIGHT => match lookup {
-                    Some(id) => self.lookup(id),
+                lookup = lookups.recv(), if self.book.takes_lookups() => match lookup {
+                    Some(id) => self.book.look_up(id, Instant::now()),
                     None => return Err(Lost::Listener),
                 },
                 () = sleep_until(due) => self.book.publish_due(Instant::now()),
                 () = self.updates.closed() => return Err(Lost::Listener),
             }
-            self.tell().await?;
         }
     }
 
@@ -200,22 +195,8 @@ impl Session<'_> {
                 list = &mut list => break list.map_err(|_| Error::RequestTimeoutError)??,
             }
         };
-        self.listed(running);
+        self.book.list(running.into_iter().filter_map(|summary| decode::summary(summary, self.labels)));
         Ok(early)
-    }
-
-    fn listed(&mut self, running: Vec<ContainerSummary>) {
-        let now = Instant::now();
-        let running: Vec<_> = running.into_iter().filter_map(|summary| decode::summary(summary, self.labels)).collect();
-        self.book.keep_only(&running.iter().map(|seen| seen.id.as_str()).collect());
-        for seen in running {
-            // The list shows an id where the image has lost its name; an inspect still has it.
-            if seen.image.as_deref().is_some_and(is_image_id) && !self.book.knows(&seen.id) {
-                self.unclear.push_back(seen.id);
-            } else {
-                self.book.describe(seen, How::RuntimeApi, now);
-            }
-        }
     }
 
     /// From the last event seen, or from now: the daemon replays what happened before it took the subscription.
@@ -253,7 +234,7 @@ impl Session<'_> {
     fn happened(&mut self, event: EventMessage) {
         *self.since = event.time_nano.filter(|ns| *ns > 0).or(*self.since);
         match decode::event(event, self.labels) {
-            Some(Happened::Described(seen)) => self.book.describe(seen, How::RuntimeEvent, Instant::now()),
+            Some(Happened::Described(seen)) => self.book.describe(*seen, How::RuntimeEvent),
             Some(Happened::Died { id }) => self.book.end(&id, false),
             Some(Happened::Destroyed { id }) => self.book.end(&id, true),
             Some(Happened::ImagesChanged) => self.book.forget_images(),
@@ -261,59 +242,40 @@ impl Session<'_> {
         }
     }
 
-    fn lookup(&mut self, id: String) {
-        if matches!(self.book.look_up(&id), Lookup::Answered) || !self.asking.insert(id.clone()) {
-            return;
-        }
-        let docker = self.docker.clone();
-        self.in_flight.push(
-            async move {
-                let answer = timeout(ANSWER, docker.inspect_container(&id, None::<InspectContainerOptions>)).await;
-                Answer::Container { id, answer: answer.unwrap_or(Err(Error::RequestTimeoutError)).map(Box::new) }
-            }
-            .boxed(),
-        );
-    }
-
     fn ask(&mut self) {
-        while self.in_flight.len() < IN_FLIGHT
-            && let Some(id) = self.unclear.pop_front()
-        {
-            self.lookup(id);
-        }
-        while self.in_flight.len() < IN_FLIGHT
-            && let Some((reference, generation)) = self.book.next_image()
-        {
+        while let Some((question, generation)) = self.book.next_question(self.in_flight.len()) {
             let docker = self.docker.clone();
-            self.in_flight.push(
-                async move {
-                    let answer = timeout(ANSWER, docker.inspect_image(&reference)).await;
-                    Answer::Image {
-                        reference,
-                        generation,
-                        answer: answer.unwrap_or(Err(Error::RequestTimeoutError)).map(Box::new),
-                    }
+            self.in_flight.push(match question {
+                Question::Container(id) => async move {
+                    let answer = timeout(ANSWER, docker.inspect_container(&id, None::<InspectContainerOptions>)).await;
+                    Answer::Container { id, answer: answer.unwrap_or(Err(Error::RequestTimeoutError)).map(Box::new) }
                 }
                 .boxed(),
-            );
+                Question::Image(reference) => async move {
+                    let answer = timeout(ANSWER, docker.inspect_image(&reference)).await;
+                    let answer = answer.unwrap_or(Err(Error::RequestTimeoutError)).map(Box::new);
+                    Answer::Image { reference, generation, answer }
+                }
+                .boxed(),
+            });
         }
     }
 
     fn answered(&mut self, answer: Answer) {
         match answer {
             Answer::Container { id, answer } => {
-                self.asking.remove(&id);
-                match answer.map(|container| decode::inspected(*container, self.labels)) {
+                let answer = match answer.map(|container| decode::inspected(*container, self.labels)) {
                     // The daemon takes names too, and a container may be named like another one's id.
-                    Ok(Some((seen, running))) if seen.id == id => {
-                        self.book.describe(seen, How::RuntimeApi, Instant::now());
-                        if !running {
-                            self.book.end(&id, false);
-                        }
+                    Ok(Some((seen, running))) if seen.container.id == id => {
+                        Inspection::Found { seen: Box::new(seen), running }
                     }
-                    Ok(_) | Err(Error::DockerResponseServerError { status_code: 404, .. }) => self.book.unknown(id),
-                    Err(error) => tracing::debug!(%id, %error, "docker does not describe a container"),
-                }
+                    Ok(_) | Err(Error::DockerResponseServerError { status_code: 404, .. }) => Inspection::Missing,
+                    Err(error) => {
+                        tracing::debug!(%id, %error, "docker does not describe a container");
+                        Inspection::Failed
+                    }
+                };
+                self.book.inspected(&id, answer, Instant::now());
             }
             Answer::Image { reference, generation, answer } => {
                 let answer = match answer {

@@ -32,18 +32,12 @@ fn path(number: u64) -> Vec<u8> {
 fn event(cgroup_id: u64, path: &[u8]) -> Event<'_> {
     let mut process = wire::Process::new_zeroed();
     process.cgroup_id = cgroup_id;
-    let kind = Kind::Exit(Exit { status: ExitStatus(0), image: None });
+    let kind = Kind::Exit(Exit { status: ExitStatus(0), image: None, oom_victim: false });
     Event { process, nodename: b"", tty: b"", cgroup: CgroupPath(path), cgroup_v1: CgroupPath(b""), kind }
 }
 
 fn named(number: u64, name: &str) -> Arc<Container> {
-    Arc::new(Container {
-        id: id(number),
-        runtime: "docker",
-        name: Some(name.to_owned()),
-        image: None,
-        labels: Vec::new(),
-    })
+    Arc::new(Container { name: Some(name.to_owned()), ..Container::of_id(id(number), "docker") })
 }
 
 fn known(number: u64, name: &str) -> Update {

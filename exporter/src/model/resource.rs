@@ -8,9 +8,8 @@ use crate::enrich::container::Container;
 use crate::model::{proto, semconv};
 
 const UNKNOWN_SERVICE: &str = "unknown_service";
-/// Labels by which an orchestrator names what its user calls a service, and the group it belongs to.
-const SERVICE_LABELS: [&str; 2] = ["com.docker.compose.service", "com.docker.swarm.service.name"];
-const NAMESPACE_LABELS: [&str; 2] = ["com.docker.compose.project", "com.docker.stack.namespace"];
+/// So begin the keys that are not a container's to choose: they say whose a record is, and who found out.
+const IDENTITY: [&str; 8] = ["cloud.", "container.", "host.", "k8s.", "namespan.", "os.", "process.", "telemetry."];
 
 /// The machine, as far as it could be told.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -90,7 +89,7 @@ fn host_service(settings: &config::Resource) -> &str {
 
 fn container_attributes(resource: &mut Attributes<'_>, container: &Container) {
     resource.text(semconv::SERVICE_NAME, container_service(container));
-    resource.optional(semconv::SERVICE_NAMESPACE, label(container, &NAMESPACE_LABELS));
+    resource.optional(semconv::SERVICE_NAMESPACE, container.service.namespace.as_deref());
     resource.text(semconv::CONTAINER_ID, &container.id);
     resource.optional(semconv::CONTAINER_NAME, container.name.as_deref());
     resource.text(semconv::CONTAINER_RUNTIME_NAME, container.runtime);
@@ -100,20 +99,31 @@ fn container_attributes(resource: &mut Attributes<'_>, container: &Container) {
         resource.optional(semconv::CONTAINER_IMAGE_ID, image.id.as_deref());
         resource.texts(semconv::CONTAINER_IMAGE_REPO_DIGESTS, &image.repo_digests);
     }
+    resource.optional(semconv::K8S_POD_UID, container.pod.uid.as_deref());
+    resource.optional(semconv::K8S_POD_NAME, container.pod.name.as_deref());
+    resource.optional(semconv::K8S_NAMESPACE_NAME, container.pod.namespace.as_deref());
+    resource.optional(semconv::K8S_CONTAINER_NAME, container.pod.container.as_deref());
     for (key, value) in &container.labels {
         resource.any_text(&format!("{}{key}", semconv::CONTAINER_LABEL_PREFIX), value);
     }
+    for (key, value) in &container.service.attributes {
+        if !is_ours(key) {
+            resource.any_text(key, value);
+        }
+    }
+}
+
+/// Whether an attribute of this key is written, or left out, whatever a container says.
+fn is_ours(key: &str) -> bool {
+    key.is_empty()
+        || [semconv::SERVICE_NAME, semconv::SERVICE_NAMESPACE].contains(&key)
+        || IDENTITY.iter().any(|prefix| key.starts_with(prefix))
 }
 
 /// Never the container's name, which is random where nobody has chosen it: it would be a new service each time.
 fn container_service(container: &Container) -> &str {
     let image = container.image.as_ref().map(|image| image.name.rsplit('/').next().unwrap_or_default());
-    label(container, &SERVICE_LABELS).or(image).filter(|name| !name.is_empty()).unwrap_or(UNKNOWN_SERVICE)
-}
-
-fn label<'a>(container: &'a Container, keys: &[&str]) -> Option<&'a str> {
-    let value = |key: &&str| container.labels.iter().find(|(label, _)| label == key).map(|(_, value)| value.as_str());
-    keys.iter().find_map(value)
+    container.service.name.as_deref().or(image).filter(|name| !name.is_empty()).unwrap_or(UNKNOWN_SERVICE)
 }
 
 /// What was found, leaving room for what the user has set.
@@ -175,7 +185,7 @@ mod tests {
     use prost::Message as _;
 
     use super::*;
-    use crate::enrich::container::Image;
+    use crate::enrich::container::{Image, Pod, Service};
 
     fn host() -> Host {
         Host { id: Some("a".repeat(32)), name: Some("box".into()), arch: "amd64".into(), os_version: "6.1.0".into() }
@@ -183,8 +193,6 @@ mod tests {
 
     fn container() -> Container {
         Container {
-            id: "c".repeat(64),
-            runtime: "docker",
             name: Some("quirky_noether".into()),
             image: Some(Image {
                 name: "ghcr.io/acme/shop".into(),
@@ -193,6 +201,7 @@ mod tests {
                 repo_digests: vec![],
             }),
             labels: vec![("team".into(), String::new())],
+            ..Container::of_id("c".repeat(64), "docker")
         }
     }
 
@@ -234,14 +243,14 @@ mod tests {
     }
 
     #[test]
-    fn a_service_is_named_by_compose_then_by_the_image_then_not_at_all() {
+    fn a_service_is_named_by_its_configuration_then_by_the_image_then_not_at_all() {
         let settings = config::Resource { service_name: Some("mine".into()), ..config::Resource::default() };
         let mut container = container();
         assert_eq!(decoded(Some(&container), &settings)["service.name"], "shop");
-        container.labels = pairs(&[("com.docker.compose.service", "web"), ("com.docker.compose.project", "site")]);
+        container.service = Service { name: Some("web".into()), namespace: Some("site".into()), ..Service::default() };
         let found = decoded(Some(&container), &settings);
         assert_eq!((found["service.name"].as_str(), found["service.namespace"].as_str()), ("web", "site"));
-        let bare = Container { name: None, image: None, labels: vec![], ..container };
+        let bare = Container::of_id(container.id, "docker");
         assert_eq!(decoded(Some(&bare), &settings)["service.name"], "unknown_service");
         assert_eq!(decoded(None, &settings)["service.name"], "mine");
         assert_eq!(decoded(None, &config::Resource::default())["service.name"], "unknown_service");
@@ -255,6 +264,52 @@ mod tests {
         assert_eq!((found["host.name"].as_str(), found["team"].as_str()), ("x", "b"));
         assert_eq!(found["service.name"], "shop");
         assert_eq!(decoded(None, &settings)["service.name"], "s");
+    }
+
+    #[test]
+    fn a_container_in_a_pod_says_so() {
+        let pod = Pod {
+            uid: Some("17b1".into()),
+            name: Some("shop-0".into()),
+            namespace: Some("prod".into()),
+            container: Some("web".into()),
+        };
+        let found = decoded(Some(&Container { pod, ..container() }), &config::Resource::default());
+        let keys = ["k8s.pod.uid", "k8s.pod.name", "k8s.namespace.name", "k8s.container.name"];
+        assert_eq!(keys.map(|key| found[key].as_str()), ["17b1", "shop-0", "prod", "web"]);
+        let found = decoded(Some(&container()), &config::Resource::default());
+        assert!(!found.keys().any(|key| key.starts_with("k8s.")));
+    }
+
+    #[test]
+    fn what_a_container_says_of_itself_is_sent_but_does_not_say_who_it_is() {
+        let attributes = pairs(&[
+            ("deployment.environment.name", "test"),
+            ("service.version", "1\u{7}\0"),
+            ("hostile", ""),
+            ("team", "theirs"),
+            ("", "x"),
+            ("service.name", "x"),
+            ("service.namespace", "x"),
+            ("container.id", "x"),
+            ("container.label.team", "x"),
+            ("host.name", "x"),
+            ("k8s.pod.uid", "x"),
+            ("process.pid", "1"),
+            ("os.type", "x"),
+            ("telemetry.distro.name", "x"),
+            ("namespan.x", "x"),
+            ("cloud.region", "x"),
+        ]);
+        let said = Container { service: Service { attributes, ..Service::default() }, ..container() };
+        let settings = config::Resource { service_name: None, attributes: pairs(&[("team", "ours")]) };
+        let (mut found, mut plain) = (decoded(Some(&said), &settings), decoded(Some(&container()), &settings));
+        assert_eq!((found.remove("team"), plain.remove("team")), (Some("ours".into()), Some("ours".into())));
+        for (key, value) in [("deployment.environment.name", "test"), ("service.version", "1\u{7}\0"), ("hostile", "")]
+        {
+            assert_eq!(found.remove(key).as_deref(), Some(value), "{key}");
+        }
+        assert_eq!(found, plain);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! What is known of the daemon's containers and images: its messages come in, updates and questions come out.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,12 +12,16 @@ use super::decode::{Facts, Seen};
 use crate::enrich::container::{Container, Image, Reference, is_image_id};
 use crate::enrich::{How, Update};
 
+/// Most questions to the daemon at any time.
+const IN_FLIGHT: usize = 16;
+/// Of a list no more is taken in while so many are open: what happens meanwhile has the rest.
+const LISTED_IN_FLIGHT: usize = 8;
+/// Of what is looked up no more is taken in while so many questions wait to be asked.
+const QUESTIONS: usize = 256;
 /// Most images remembered.
 const IMAGES: NonZeroUsize = NonZeroUsize::new(256).unwrap();
-/// Most containers that wait for their image.
+/// Most answers that containers wait for.
 const WAITING: usize = 1024;
-/// How long a container waits for its image before it is told without.
-const IMAGE_WAIT: Duration = Duration::from_millis(100);
 
 pub struct Book {
     known: LruCache<String, Known>,
@@ -24,11 +29,17 @@ pub struct Book {
     images: LruCache<String, Option<Facts>>,
     /// Grows with each change of images, so that an answer to an older question is used but not kept.
     generation: u64,
-    /// Containers that wait, by the image they wait for.
-    waiting: HashMap<String, Vec<String>>,
+    /// Containers of a list that are not taken in yet, by id.
+    listed: BTreeMap<String, Seen>,
+    /// Containers that wait, by the question whose answer they wait for; none where somebody has looked an id up.
+    waiting: HashMap<Question, Vec<String>>,
     /// All of them.
     waiters: usize,
-    questions: VecDeque<String>,
+    /// How long somebody who looks a container up waits for answers before it is told without.
+    patience: Duration,
+    /// Those that are still to be put.
+    questions: VecDeque<Question>,
+    /// Containers looked up before they could be told, and when patience ends.
     due: VecDeque<(Instant, String)>,
     updates: Vec<Update>,
 }
@@ -38,8 +49,10 @@ struct Known {
     how: How,
     /// As written, for an image still to come.
     image: Option<String>,
+    /// Its configuration is known. It cannot change, but for the name.
+    inspected: bool,
     told: bool,
-    waits: bool,
+    awaited: Vec<Question>,
     life: Life,
 }
 
@@ -51,6 +64,26 @@ enum Life {
     Destroyed,
 }
 
+/// What the daemon is asked to describe.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Question {
+    /// By its id.
+    Container(String),
+    /// By its id, or a reference.
+    Image(String),
+}
+
+pub enum Inspection {
+    /// `running`: it may have processes.
+    Found {
+        seen: Box<Seen>,
+        running: bool,
+    },
+    Missing,
+    /// The daemon did not say.
+    Failed,
+}
+
 pub enum ImageAnswer {
     Found(Facts),
     Missing,
@@ -58,74 +91,78 @@ pub enum ImageAnswer {
     Failed,
 }
 
-pub enum Lookup {
-    Answered,
-    Ask,
-}
-
 impl Book {
-    pub fn new(capacity: NonZeroUsize) -> Self {
+    pub fn new(capacity: NonZeroUsize, patience: Duration) -> Self {
         Self {
             known: LruCache::sparse(capacity),
             images: LruCache::sparse(IMAGES),
             generation: 0,
+            listed: BTreeMap::new(),
             waiting: HashMap::new(),
             waiters: 0,
+            patience,
             questions: VecDeque::new(),
             due: VecDeque::new(),
             updates: Vec::new(),
         }
     }
 
+    /// Takes in, by and by, a list of what runs, and ends what was known of an earlier connection and is not in it.
+    pub fn list(&mut self, running: impl Iterator<Item = Seen>) {
+        self.listed = running.map(|seen| (seen.container.id.clone(), seen)).collect();
+        let known = self.known.iter().map(|(id, _)| id);
+        let ended: Vec<_> = known.filter(|id| !self.listed.contains_key(*id)).cloned().collect();
+        for id in ended {
+            self.end(&id, true);
+        }
+    }
+
     /// Takes in what a message shows of a container that is there.
-    pub fn describe(&mut self, seen: Seen, how: How, now: Instant) {
-        let Seen { id, name, image, image_id, labels } = seen;
-        let before = self.known.get(&id);
-        let mut container = Container { id: id.clone(), runtime: "docker", name, image: None, labels };
-        // What the image was when the container was made stays true, whatever happens to its tags.
-        let kept = before
-            .and_then(|before| before.container.image.as_ref())
-            .filter(|kept| kept.id.is_some() && (image_id.is_none() || image_id == kept.id));
-        let question = if let Some(kept) = kept {
-            container.image = Some(kept.clone());
-            None
-        } else {
-            container.image = image.as_deref().map(written);
-            let question = image_id.or_else(|| image.clone());
-            match question.as_ref().and_then(|question| self.images.get(question)) {
-                Some(facts) => {
-                    complete(&mut container, image.as_deref(), facts.as_ref());
-                    None
-                }
-                None => question,
-            }
-        };
-        if before.is_some_and(|before| before.told && before.life == Life::Running && *before.container == container) {
-            return;
+    pub fn describe(&mut self, seen: Seen, how: How) {
+        let id = seen.container.id.clone();
+        self.listed.remove(&id);
+        if !self.known.contains(&id) {
+            self.insert(&id, how);
         }
-        if let Some(known) = self.known.get_mut(&id).filter(|known| known.waits && known.image == image) {
-            known.container = Arc::new(container);
-            known.life = Life::Running;
-            if known.told {
-                self.tell(&id);
-            }
-            return;
-        }
-        let waits = question.is_some_and(|question| self.wait_for(question, &id, now));
-        let known = Known { container: Arc::new(container), how, image, told: false, waits, life: Life::Running };
-        if let Some((pushed_out, untold)) = self.known.push(id.clone(), known)
-            && pushed_out != id
-            && !untold.told
-        {
-            self.updates.push(Update::Known { container: untold.container, how: untold.how });
-        }
-        if !waits {
+        let changed = self.merge(seen);
+        let Some(known) = self.known.get_mut(&id) else { return };
+        let back = known.life != Life::Running;
+        known.life = Life::Running;
+        let ready = if known.told { changed || back } else { known.awaited.is_empty() };
+        if ready {
+            known.how = how;
             self.tell(&id);
+        }
+    }
+
+    /// Takes in what the daemon says when it is asked for a container.
+    pub fn inspected(&mut self, id: &str, answer: Inspection, now: Instant) {
+        let question = Question::Container(id.to_owned());
+        self.close(&question);
+        match (answer, self.known.peek(id)) {
+            (Inspection::Found { mut seen, .. }, Some(known)) => {
+                // A rename may have overtaken the answer, and the end of the container will be told.
+                seen.container.name = known.container.name.clone().or(seen.container.name);
+                let changed = self.merge(*seen);
+                self.answered(id, &question, changed);
+            }
+            (Inspection::Found { seen, running }, None) => {
+                self.describe(*seen, How::RuntimeApi);
+                // Somebody has asked for it, who should not wait for its image for ever.
+                self.due.push_back((now + self.patience, id.to_owned()));
+                if !running {
+                    self.end(id, false);
+                }
+            }
+            (Inspection::Missing | Inspection::Failed, Some(_)) => self.answered(id, &question, false),
+            (Inspection::Missing, None) => self.updates.push(Update::Unknown { id: id.to_owned() }),
+            (Inspection::Failed, None) => {}
         }
     }
 
     /// A container's processes are gone, or it is itself.
     pub fn end(&mut self, id: &str, destroyed: bool) {
+        self.listed.remove(id);
         let Some(known) = self.known.get_mut(id) else {
             self.updates.push(Update::Gone { id: id.to_owned() });
             return;
@@ -134,65 +171,61 @@ impl Book {
             self.updates.push(Update::Gone { id: id.to_owned() });
         }
         known.life = known.life.max(if destroyed { Life::Destroyed } else { Life::Ended });
-        if known.life == Life::Destroyed && !known.waits {
-            self.known.pop(id);
+        self.forget_destroyed(id);
+    }
+
+    /// Whether there is room for more questions.
+    pub fn takes_lookups(&self) -> bool {
+        self.questions.len() < QUESTIONS
+    }
+
+    /// Tells of a container, as soon as it is known.
+    pub fn look_up(&mut self, id: String, now: Instant) {
+        if let Some(seen) = self.listed.remove(&id) {
+            self.describe(seen, How::RuntimeApi);
+        }
+        match self.known.get(&id) {
+            Some(known) if known.told => self.tell(&id),
+            // It comes by itself within moments. Docker says nothing of a container while it starts it.
+            Some(_) => self.due.push_back((now + self.patience, id)),
+            None => {
+                self.open(Question::Container(id));
+            }
         }
     }
 
-    /// Ends what was known of an earlier connection and is not in this list of what runs.
-    pub fn keep_only(&mut self, running: &HashSet<&str>) {
-        let ended: Vec<_> =
-            self.known.iter().map(|(id, _)| id).filter(|id| !running.contains(id.as_str())).cloned().collect();
-        for id in ended {
-            self.end(&id, true);
+    /// The next question to the daemon, with the number to hand back with an image's answer.
+    pub fn next_question(&mut self, in_flight: usize) -> Option<(Question, u64)> {
+        while self.questions.is_empty()
+            && in_flight < LISTED_IN_FLIGHT
+            && let Some((_, seen)) = self.listed.pop_first()
+        {
+            self.describe(seen, How::RuntimeApi);
         }
-    }
-
-    pub fn knows(&self, id: &str) -> bool {
-        self.known.contains(id)
-    }
-
-    pub fn unknown(&mut self, id: String) {
-        self.updates.push(Update::Unknown { id });
-    }
-
-    pub fn look_up(&mut self, id: &str) -> Lookup {
-        match self.known.get(id) {
-            Some(known) if known.told => self.tell(id),
-            // It comes by itself within moments.
-            Some(_) => {}
-            None => return Lookup::Ask,
+        if in_flight >= IN_FLIGHT {
+            return None;
         }
-        Lookup::Answered
-    }
-
-    /// The next image to ask the daemon for, with the number to hand back with the answer.
-    pub fn next_image(&mut self) -> Option<(String, u64)> {
         Some((self.questions.pop_front()?, self.generation))
     }
 
-    pub fn image(&mut self, question: &str, generation: u64, answer: ImageAnswer) {
+    pub fn image(&mut self, reference: &str, generation: u64, answer: ImageAnswer) {
         let (facts, keep) = match answer {
             ImageAnswer::Found(facts) => (Some(facts), true),
             ImageAnswer::Missing => (None, true),
             ImageAnswer::Failed => (None, false),
         };
-        let waiting = self.waiting.remove(question).unwrap_or_default();
-        self.waiters = self.waiters.saturating_sub(waiting.len());
-        for id in waiting {
-            let Some(known) = self.known.get_mut(&id).filter(|known| known.waits) else { continue };
-            known.waits = false;
+        let question = Question::Image(reference.to_owned());
+        for id in self.close(&question) {
+            let Some(known) = self.known.get_mut(&id).filter(|known| known.awaited.contains(&question)) else {
+                continue;
+            };
             if facts.is_some() {
                 complete(Arc::make_mut(&mut known.container), known.image.as_deref(), facts.as_ref());
             }
-            if facts.is_some() || !known.told {
-                self.tell(&id);
-            } else if known.life == Life::Destroyed {
-                self.known.pop(&id);
-            }
+            self.answered(&id, &question, facts.is_some());
         }
         if keep && generation == self.generation {
-            self.images.put(question.to_owned(), facts);
+            self.images.put(reference.to_owned(), facts);
         }
     }
 
@@ -203,16 +236,22 @@ impl Book {
 
     /// The connection is lost, and with it all answers.
     pub fn forget_questions(&mut self) {
+        while let Some((_, seen)) = self.listed.pop_first() {
+            self.describe(seen, How::RuntimeApi);
+        }
         self.questions.clear();
         let open: Vec<_> = self.waiting.keys().cloned().collect();
         for question in open {
-            self.image(&question, self.generation, ImageAnswer::Failed);
+            match question {
+                Question::Container(id) => self.inspected(&id, Inspection::Failed, Instant::now()),
+                Question::Image(reference) => self.image(&reference, self.generation, ImageAnswer::Failed),
+            }
         }
     }
 
     pub fn next_due(&mut self) -> Option<Instant> {
         while let Some((due, id)) = self.due.front() {
-            if self.known.peek(id).is_some_and(|known| known.waits && !known.told) {
+            if self.known.peek(id).is_some_and(|known| !known.told) {
                 return Some(*due);
             }
             self.due.pop_front();
@@ -220,7 +259,7 @@ impl Book {
         None
     }
 
-    /// Tells of those that have waited long enough.
+    /// Tells of those that were waited for long enough.
     pub fn publish_due(&mut self, now: Instant) {
         while let Some(due) = self.next_due()
             && due <= now
@@ -235,18 +274,104 @@ impl Book {
         std::mem::take(&mut self.updates)
     }
 
-    fn wait_for(&mut self, question: String, id: &str, now: Instant) -> bool {
-        if self.waiters >= WAITING {
-            return false;
+    /// Makes room for a container, of which only the id is known so far.
+    fn insert(&mut self, id: &str, how: How) {
+        let known = Known {
+            container: Arc::new(Container::of_id(id.to_owned(), "docker")),
+            how,
+            image: None,
+            inspected: false,
+            told: false,
+            awaited: Vec::new(),
+            life: Life::Running,
+        };
+        if let Some((_, pushed_out)) = self.known.push(id.to_owned(), known)
+            && !pushed_out.told
+        {
+            self.updates.push(Update::Known { container: pushed_out.container, how: pushed_out.how });
         }
+    }
+
+    /// Adds what is seen of a container to what is known of it, and asks for the rest. True: something has changed.
+    fn merge(&mut self, seen: Seen) -> bool {
+        let Seen { container, image, image_id, inspected } = seen;
+        let id = container.id.clone();
+        let Some(known) = self.known.get_mut(&id) else { return false };
+        let before = Arc::clone(&known.container);
+        let mut container = if known.inspected {
+            Container { name: container.name, ..Container::clone(&before) }
+        } else {
+            Container { image: before.image.clone(), ..container }
+        };
+        // A list shows an id where the image has lost its name; an inspection still has the name.
+        let named_anew = inspected && !known.inspected && known.image != image;
+        let reference = if known.inspected { known.image.clone() } else { image };
+        known.inspected |= inspected;
+        let mut questions = Vec::new();
+        if !known.inspected {
+            questions.push(Question::Container(id.clone()));
+        }
+        // What the image was when the container was made stays true, whatever happens to its tags.
+        let kept = container.image.as_ref().and_then(|image| image.id.as_ref());
+        let kept = kept.is_some_and(|kept| image_id.as_ref().is_none_or(|id| id == kept));
+        if named_anew || !kept {
+            container.image = reference.as_deref().map(written);
+            if let Some(question) = image_id.or_else(|| reference.clone()) {
+                match self.images.get(&question) {
+                    Some(facts) => complete(&mut container, reference.as_deref(), facts.as_ref()),
+                    None => questions.push(Question::Image(question)),
+                }
+            }
+            known.image = reference;
+        }
+        let changed = container != *before;
+        if changed {
+            known.container = Arc::new(container);
+        }
+        for question in questions {
+            self.wait_for(question, &id);
+        }
+        changed
+    }
+
+    fn wait_for(&mut self, question: Question, id: &str) {
+        let Some(known) = self.known.get_mut(id) else { return };
+        if self.waiters >= WAITING || known.awaited.contains(&question) {
+            return;
+        }
+        known.awaited.push(question.clone());
         self.waiters += 1;
-        let waiting = self.waiting.entry(question.clone()).or_default();
-        if waiting.is_empty() {
-            self.questions.push_back(question);
+        self.open(question).push(id.to_owned());
+    }
+
+    /// Those that wait for the answer to a question, which is put unless it has been.
+    fn open(&mut self, question: Question) -> &mut Vec<String> {
+        match self.waiting.entry(question) {
+            Entry::Occupied(open) => open.into_mut(),
+            Entry::Vacant(new) => {
+                self.questions.push_back(new.key().clone());
+                new.insert(Vec::new())
+            }
         }
-        waiting.push(id.to_owned());
-        self.due.push_back((now + IMAGE_WAIT, id.to_owned()));
-        true
+    }
+
+    /// Those that have waited for the answer to a question.
+    fn close(&mut self, question: &Question) -> Vec<String> {
+        let waiting = self.waiting.remove(question).unwrap_or_default();
+        self.waiters = self.waiters.saturating_sub(waiting.len());
+        waiting
+    }
+
+    /// One answer less to wait for.
+    fn answered(&mut self, id: &str, question: &Question, changed: bool) {
+        let Some(known) = self.known.get_mut(id) else { return };
+        known.awaited.retain(|awaited| awaited != question);
+        let ready = if known.told { changed } else { known.awaited.is_empty() };
+        if ready {
+            self.tell(id);
+        } else {
+            self.forget_destroyed(id);
+        }
     }
 
     fn tell(&mut self, id: &str) {
@@ -256,7 +381,11 @@ impl Book {
         if known.life != Life::Running {
             self.updates.push(Update::Gone { id: id.to_owned() });
         }
-        if known.life == Life::Destroyed && !known.waits {
+        self.forget_destroyed(id);
+    }
+
+    fn forget_destroyed(&mut self, id: &str) {
+        if self.known.peek(id).is_some_and(|known| known.life == Life::Destroyed && known.awaited.is_empty()) {
             self.known.pop(id);
         }
     }
@@ -303,156 +432,4 @@ fn is_id_of(reference: &str, facts: &Facts) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn seen(id: &str, name: &str, image: &str) -> Seen {
-        Seen { id: id.into(), name: Some(name.into()), image: Some(image.into()), image_id: None, labels: Vec::new() }
-    }
-
-    fn facts(id: &str, tags: &[&str]) -> Facts {
-        let repo_tags = tags.iter().map(ToString::to_string).collect();
-        Facts { id: Some(id.into()), repo_tags, repo_digests: vec!["web@sha256:dd".into()] }
-    }
-
-    fn book() -> Book {
-        Book::new(NonZeroUsize::new(8).unwrap())
-    }
-
-    /// Updates in short: `+name image-id`, `-id`, `?id`.
-    fn told(book: &mut Book) -> Vec<String> {
-        let show = |update| match update {
-            Update::Known { container, .. } => {
-                let id = container.image.as_ref().and_then(|image| image.id.clone());
-                format!("+{} {}", container.name.as_deref().unwrap_or_default(), id.unwrap_or_default())
-            }
-            Update::Gone { id } => format!("-{id}"),
-            Update::Unknown { id } => format!("?{id}"),
-            Update::State(state) => format!("{state:?}"),
-        };
-        book.take_updates().into_iter().map(show).collect()
-    }
-
-    #[test]
-    fn a_container_is_told_with_its_image_and_the_next_one_at_once() {
-        let (mut book, now) = (book(), Instant::now());
-        book.describe(seen("a", "one", "web:2"), How::RuntimeEvent, now);
-        book.describe(seen("a", "one", "web:2"), How::RuntimeEvent, now);
-        assert!(told(&mut book).is_empty());
-        let (question, generation) = book.next_image().unwrap();
-        assert_eq!((question.as_str(), book.next_image()), ("web:2", None));
-        book.image(&question, generation, ImageAnswer::Found(facts("sha256:11", &["web:2", "web:latest", "other:2"])));
-        let update = book.take_updates().remove(0);
-        let Update::Known { container, how: How::RuntimeEvent } = update else { panic!() };
-        let image = container.image.clone().unwrap();
-        assert_eq!((image.name.as_str(), image.tags), ("web", vec!["2".to_owned(), "latest".to_owned()]));
-        assert_eq!((image.id.as_deref(), image.repo_digests.len()), (Some("sha256:11"), 1));
-        book.describe(seen("b", "two", "web:2"), How::RuntimeEvent, now);
-        assert_eq!(told(&mut book), ["+two sha256:11"]);
-    }
-
-    #[test]
-    fn a_slow_image_delays_its_container_by_no_more_than_its_time() {
-        let (mut book, now) = (book(), Instant::now());
-        book.describe(seen("a", "one", "web"), How::RuntimeEvent, now);
-        assert_eq!(book.next_due(), Some(now + IMAGE_WAIT));
-        book.publish_due(now);
-        assert!(told(&mut book).is_empty());
-        book.publish_due(now + IMAGE_WAIT);
-        assert_eq!((told(&mut book), book.next_due()), (vec!["+one ".to_owned()], None));
-        let (question, generation) = book.next_image().unwrap();
-        book.image(&question, generation, ImageAnswer::Found(facts("sha256:11", &["web:latest"])));
-        assert_eq!(told(&mut book), ["+one sha256:11"]);
-    }
-
-    #[test]
-    fn a_container_that_ends_before_its_image_is_known_is_told_before_it_is_gone() {
-        let (mut book, now) = (book(), Instant::now());
-        book.describe(seen("a", "one", "web"), How::RuntimeEvent, now);
-        book.end("a", false);
-        book.end("a", true);
-        assert!(told(&mut book).is_empty());
-        let (question, generation) = book.next_image().unwrap();
-        book.image(&question, generation, ImageAnswer::Found(facts("sha256:11", &["web:latest"])));
-        assert_eq!(told(&mut book), ["+one sha256:11", "-a"]);
-        assert!(!book.knows("a"));
-    }
-
-    #[test]
-    fn a_missing_image_or_a_failed_question_leaves_what_was_written() {
-        let (mut book, now) = (book(), Instant::now());
-        for (id, answer) in [("a", ImageAnswer::Missing), ("b", ImageAnswer::Failed)] {
-            book.describe(seen(id, id, "gone:1"), How::RuntimeApi, now);
-            if let Some((question, generation)) = book.next_image() {
-                book.image(&question, generation, answer);
-            }
-            assert_eq!(told(&mut book), [format!("+{id} ")]);
-        }
-    }
-
-    #[test]
-    fn an_answer_older_than_a_change_of_images_is_not_kept() {
-        let (mut book, now) = (book(), Instant::now());
-        book.describe(seen("a", "one", "web"), How::RuntimeEvent, now);
-        let (question, generation) = book.next_image().unwrap();
-        book.forget_images();
-        book.image(&question, generation, ImageAnswer::Found(facts("sha256:11", &["web:latest"])));
-        book.describe(seen("b", "two", "web"), How::RuntimeEvent, now);
-        assert_eq!(told(&mut book), ["+one sha256:11"]);
-        assert!(book.next_image().is_some());
-    }
-
-    #[test]
-    fn a_rename_keeps_the_image_and_a_restart_is_told_again() {
-        let (mut book, now) = (book(), Instant::now());
-        book.describe(seen("a", "one", "web"), How::RuntimeEvent, now);
-        let (question, generation) = book.next_image().unwrap();
-        book.image(&question, generation, ImageAnswer::Found(facts("sha256:11", &["web:latest"])));
-        book.forget_images();
-        book.describe(seen("a", "new", "web"), How::RuntimeEvent, now);
-        book.end("a", false);
-        book.describe(seen("a", "new", "web"), How::RuntimeEvent, now);
-        book.end("a", true);
-        assert_eq!(told(&mut book), ["+one sha256:11", "+new sha256:11", "-a", "+new sha256:11", "-a"]);
-    }
-
-    #[test]
-    fn an_image_given_by_id_is_called_by_its_first_name() {
-        for reference in ["sha256:11aa22bb33cc", "11aa22bb33cc", "11aa"] {
-            for (tags, name, tag) in [(&["web:2", "x:1"][..], "web", Some("2")), (&[], "web", None)] {
-                let (mut book, now) = (book(), Instant::now());
-                book.describe(seen("a", "one", reference), How::RuntimeApi, now);
-                let (question, generation) = book.next_image().unwrap();
-                book.image(&question, generation, ImageAnswer::Found(facts("sha256:11aa22bb33cc", tags)));
-                let Update::Known { container, .. } = book.take_updates().remove(0) else { panic!() };
-                let image = container.image.clone().unwrap();
-                assert_eq!((image.name.as_str(), image.tags.first().map(String::as_str)), (name, tag), "{reference}");
-            }
-        }
-    }
-
-    #[test]
-    fn what_a_new_list_lacks_is_gone() {
-        let (mut book, now) = (book(), Instant::now());
-        for id in ["a", "b"] {
-            book.describe(Seen { image: None, ..seen(id, id, "") }, How::RuntimeApi, now);
-        }
-        book.keep_only(&HashSet::from(["a"]));
-        assert_eq!(told(&mut book), ["+a ", "+b ", "-b"]);
-    }
-
-    #[test]
-    fn thousands_of_containers_that_wait_stay_bounded() {
-        let (mut book, now) = (book(), Instant::now());
-        for number in 0..5000 {
-            let id = number.to_string();
-            book.describe(seen(&id, &id, &format!("image{number}")), How::RuntimeEvent, now);
-            book.next_due();
-        }
-        assert!(book.due.len() <= WAITING && book.waiting.len() <= WAITING && book.known.len() <= 8);
-        book.publish_due(now + IMAGE_WAIT);
-        assert_eq!(told(&mut book).len(), 5000);
-        book.forget_questions();
-        assert!(book.waiting.is_empty() && book.questions.is_empty());
-    }
-}
+mod tests;

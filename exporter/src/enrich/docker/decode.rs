@@ -7,6 +7,8 @@ use bollard::models::{
     ImageInspect,
 };
 
+use crate::enrich::container::{Container, Pod, Service};
+
 /// The events asked for.
 pub const EVENTS: [&str; 11] =
     ["create", "start", "rename", "die", "destroy", "tag", "untag", "delete", "pull", "import", "load"];
@@ -14,18 +16,18 @@ pub const EVENTS: [&str; 11] =
 /// A container as one message of the daemon shows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Seen {
-    pub id: String,
-    pub name: Option<String>,
+    /// Without its image; by its labels alone unless it was inspected.
+    pub container: Container,
     /// Image reference as it was given to `docker run`.
     pub image: Option<String>,
     pub image_id: Option<String>,
-    /// Allowed ones, by key.
-    pub labels: Vec<(String, String)>,
+    /// The message shows all of its configuration, as no other one does.
+    pub inspected: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Happened {
-    Described(Seen),
+    Described(Box<Seen>),
     Died { id: String },
     Destroyed { id: String },
     ImagesChanged,
@@ -76,7 +78,8 @@ fn container_event(action: &str, actor: bollard::models::EventActor, labels: &La
             attributes.remove("oldName");
             let name = attributes.remove("name").and_then(plain_name);
             let image = attributes.remove("image").filter(|image| !image.is_empty());
-            Some(Happened::Described(Seen { id, name, image, image_id: None, labels: labels.pick(attributes) }))
+            let container = container(id, name, &[], attributes, labels);
+            Some(Happened::Described(Box::new(Seen { container, image, image_id: None, inspected: false })))
         }
         "die" => Some(Happened::Died { id }),
         "destroy" => Some(Happened::Destroyed { id }),
@@ -85,32 +88,46 @@ fn container_event(action: &str, actor: bollard::models::EventActor, labels: &La
 }
 
 pub fn summary(summary: ContainerSummary, labels: &Labels) -> Option<Seen> {
+    let id = summary.id.filter(|id| !id.is_empty())?;
+    // Links add names of the form `/other/alias`.
+    let name = summary.names.unwrap_or_default().into_iter().filter_map(plain_name).find(|name| !name.contains('/'));
     Some(Seen {
-        id: summary.id.filter(|id| !id.is_empty())?,
-        // Links add names of the form `/other/alias`.
-        name: summary.names.unwrap_or_default().into_iter().filter_map(plain_name).find(|name| !name.contains('/')),
+        container: container(id, name, &[], summary.labels.unwrap_or_default(), labels),
         image: summary.image.filter(|image| !image.is_empty()),
         image_id: summary.image_id.filter(|id| !id.is_empty()),
-        labels: labels.pick(summary.labels.unwrap_or_default()),
+        inspected: false,
     })
 }
 
 /// The container, and whether it may have processes.
-pub fn inspected(container: ContainerInspectResponse, labels: &Labels) -> Option<(Seen, bool)> {
-    let status = container.state.and_then(|state| state.status);
+pub fn inspected(response: ContainerInspectResponse, labels: &Labels) -> Option<(Seen, bool)> {
+    let status = response.state.and_then(|state| state.status);
     let over = matches!(
         status,
         Some(ContainerStateStatusEnum::EXITED | ContainerStateStatusEnum::DEAD | ContainerStateStatusEnum::REMOVING)
     );
-    let config = container.config.unwrap_or_default();
+    let id = response.id.filter(|id| !id.is_empty())?;
+    let name = response.name.and_then(plain_name);
+    let config = response.config.unwrap_or_default();
+    let env = config.env.unwrap_or_default();
     let seen = Seen {
-        id: container.id.filter(|id| !id.is_empty())?,
-        name: container.name.and_then(plain_name),
+        container: container(id, name, &env, config.labels.unwrap_or_default(), labels),
         image: config.image.filter(|image| !image.is_empty()),
-        image_id: container.image.filter(|id| !id.is_empty()),
-        labels: labels.pick(config.labels.unwrap_or_default()),
+        image_id: response.image.filter(|id| !id.is_empty()),
+        inspected: true,
     };
     Some((seen, !over))
+}
+
+fn container(
+    id: String,
+    name: Option<String>,
+    env: &[String],
+    labels: HashMap<String, String>,
+    allowed: &Labels,
+) -> Container {
+    let (service, pod) = (Service::of(env, &labels), Pod::of(&labels));
+    Container { id, runtime: "docker", name, image: None, labels: allowed.pick(labels), service, pod }
 }
 
 pub fn image(image: ImageInspect) -> Facts {
@@ -146,11 +163,12 @@ mod tests {
         let json = r#"{"Type":"container","Action":"create","Actor":{"ID":"2e9a","Attributes":
             {"com.example.a":"b","secret":"c","image":"r:5000/i:t","name":"web"}},"timeNano":1795373112419790340}"#;
         let Some(Happened::Described(seen)) = seen(json, &["com.example.*"]) else { panic!() };
+        let container = seen.container;
         assert_eq!(
-            (seen.id.as_str(), seen.name.as_deref(), seen.image.as_deref()),
+            (container.id.as_str(), container.name.as_deref(), seen.image.as_deref()),
             ("2e9a", Some("web"), Some("r:5000/i:t"))
         );
-        assert_eq!(seen.labels, [("com.example.a".to_owned(), "b".to_owned())]);
+        assert_eq!(container.labels, [("com.example.a".to_owned(), "b".to_owned())]);
     }
 
     #[test]
@@ -158,7 +176,7 @@ mod tests {
         let json = r#"{"Type":"container","Action":"rename","Actor":{"ID":"2e9a","Attributes":
             {"image":"i","name":"new","oldName":"/old"}}}"#;
         let Some(Happened::Described(seen)) = seen(json, &["*"]) else { panic!() };
-        assert_eq!((seen.name.as_deref(), seen.labels.len()), (Some("new"), 0));
+        assert_eq!((seen.container.name.as_deref(), seen.container.labels.len()), (Some("new"), 0));
     }
 
     #[test]
@@ -188,6 +206,29 @@ mod tests {
     fn a_listed_name_is_the_container_s_own_and_not_a_link_s() {
         let json = r#"{"Id":"a","Names":["/web/db","/db"],"Image":"i","ImageID":"sha256:1"}"#;
         let seen = summary(serde_json::from_str(json).unwrap(), &Labels(vec![])).unwrap();
-        assert_eq!(seen.name.as_deref(), Some("db"));
+        assert_eq!(seen.container.name.as_deref(), Some("db"));
+    }
+
+    #[test]
+    fn labels_tell_the_service_whether_they_are_allowed_or_not() {
+        let json = r#"{"Type":"container","Action":"start","Actor":{"ID":"a","Attributes":
+            {"com.docker.swarm.service.name":"shop_web","com.docker.stack.namespace":"shop","name":"x"}}}"#;
+        let Some(Happened::Described(seen)) = seen(json, &[]) else { panic!() };
+        let Container { labels, service, .. } = seen.container;
+        assert_eq!((service.name.as_deref(), service.namespace.as_deref()), (Some("shop_web"), Some("shop")));
+        assert!(labels.is_empty() && !seen.inspected);
+    }
+
+    #[test]
+    fn of_the_environment_nothing_is_kept_but_what_names_the_service() {
+        let json = r#"{"Id":"a","Name":"/web","Image":"sha256:1","State":{"Status":"created"},"Config":{"Image":"i",
+            "Env":["PASSWORD=hunter2","OTEL_SERVICE_NAME=checkout","OTEL_EXPORTER_OTLP_HEADERS=key=hunter2",
+            "OTEL_RESOURCE_ATTRIBUTES=team=a","XOTEL_SERVICE_NAME=hunter2","hunter2"],
+            "Labels":{"com.docker.compose.service":"web","com.docker.compose.project":"site"}}}"#;
+        let (seen, running) = inspected(serde_json::from_str(json).unwrap(), &Labels(vec![])).unwrap();
+        assert!(running && seen.inspected && !format!("{seen:?}").contains("hunter2"));
+        let service = seen.container.service;
+        assert_eq!((service.name.as_deref(), service.namespace.as_deref()), (Some("checkout"), Some("site")));
+        assert_eq!(service.attributes, [("team".to_owned(), "a".to_owned())]);
     }
 }
