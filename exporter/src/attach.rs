@@ -321,6 +321,7 @@ fn settings(probes: &Probes) -> Settings {
     let Filters { scope: told, uids, comms, paths } = &probes.filters;
     let mut settings = Settings::DEFAULT;
     settings.args_limit = probes.args_limit;
+    settings.env_context = probes.env_context.into();
     // A ring smaller than two thresholds would fill before its reader wakes.
     settings.wakeup_bytes = settings.wakeup_bytes.min(u64::from(probes.ring_bytes) / 4);
     settings.scope = match told {

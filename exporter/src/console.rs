@@ -1,5 +1,7 @@
 //! Events for people: a line each, aligned and safe for any terminal; written by a thread that nothing waits for.
 
+mod tree;
+
 use std::io::{self, IsTerminal as _, Write as _};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -10,13 +12,14 @@ use tokio::sync::oneshot;
 
 use namespan_ebpf::wire::ns;
 
-use crate::config::{self, Arguments};
+use crate::config::{self, Arguments, Config, Signal};
 use crate::enrich::{Attribution, Owner};
-use crate::event::{Event, Exit, Kind};
-use crate::model::log::args::sent;
+use crate::event::{Event, Exec, Exit, Kind};
+use crate::model::args::sent;
 use crate::model::names;
 use crate::model::text::Line;
 use crate::redact::Redactor;
+pub use tree::Trees;
 
 /// Chunks and bytes that wait for a slow terminal; what is over is dropped, and counted.
 const CHUNKS: usize = 256;
@@ -37,52 +40,58 @@ const COMM_WIDTH: usize = 15;
 #[derive(Debug)]
 pub struct Console {
     form: config::Console,
+    switched_off: Vec<Signal>,
     arguments: Arguments,
     colour: bool,
     chunk: Vec<u8>,
-    /// Events in the chunk.
-    pending: u64,
+    /// Records in the chunk.
+    pending: PerSignal,
     writer: Option<SyncSender<Chunk>>,
     progress: Arc<Progress>,
     finished: Option<oneshot::Receiver<()>>,
     line: Line,
     redactor: Redactor,
-    handed_on: u64,
-    dropped: u64,
+    handed_on: PerSignal,
+    dropped: PerSignal,
     closed: bool,
 }
 
-/// Whole lines, and how many events they hold.
+/// Log records, which are events, and spans.
+type PerSignal = [u64; 2];
+
+/// Whole lines, and how many records they hold.
 #[derive(Debug)]
 struct Chunk {
     bytes: Vec<u8>,
-    events: u64,
+    records: PerSignal,
 }
 
 /// What the writer has done so far.
 #[derive(Debug, Default)]
 struct Progress {
     waiting_bytes: AtomicUsize,
-    events: AtomicU64,
+    records: [AtomicU64; 2],
 }
 
 impl Console {
     /// Prints the head of a table at once.
-    pub fn new(form: config::Console, arguments: Arguments) -> io::Result<Self> {
+    pub fn new(config: &Config) -> io::Result<Self> {
+        let form = config.console;
         let colour = io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|set| set.is_empty());
         let mut console = Self {
             form,
-            arguments,
+            switched_off: config.switched_off.clone(),
+            arguments: config.arguments,
             colour,
             chunk: Vec::new(),
-            pending: 0,
+            pending: [0; 2],
             writer: None,
             progress: Arc::default(),
             finished: None,
             line: Line::default(),
             redactor: Redactor::new(),
-            handed_on: 0,
-            dropped: 0,
+            handed_on: [0; 2],
+            dropped: [0; 2],
             closed: false,
         };
         if form != config::Console::None {
@@ -97,10 +106,12 @@ impl Console {
             console.writer = Some(chunks);
             console.finished = Some(wait);
         }
-        if form == config::Console::Table {
-            console.head();
-            console.flush();
+        match form {
+            config::Console::Table => console.head(),
+            config::Console::Tree => console.tree_head(),
+            config::Console::Jsonl | config::Console::None => {}
         }
+        console.flush();
         Ok(console)
     }
 
@@ -110,8 +121,14 @@ impl Console {
     }
 
     #[must_use]
-    pub fn is_jsonl(&self) -> bool {
-        self.form == config::Console::Jsonl
+    pub fn is_tree(&self) -> bool {
+        self.form == config::Console::Tree
+    }
+
+    /// Whether records of this signal are printed as JSON.
+    #[must_use]
+    pub fn is_jsonl(&self, signal: Signal) -> bool {
+        self.form == config::Console::Jsonl && !self.switched_off.contains(&signal)
     }
 
     /// Whoever read the output is gone.
@@ -120,12 +137,24 @@ impl Console {
         self.closed
     }
 
-    /// Events that standard output has taken, and events it was too slow for or will not take any more. Exact once
+    /// Whether records of this signal are printed, in whatever form.
+    #[must_use]
+    pub fn prints(&self, signal: Signal) -> bool {
+        match self.form {
+            config::Console::Table => signal == Signal::Logs,
+            config::Console::Tree => signal == Signal::Traces,
+            config::Console::Jsonl => self.is_jsonl(signal),
+            config::Console::None => false,
+        }
+    }
+
+    /// Records that standard output has taken, and those it was too slow for or will not take any more. Exact once
     /// finished.
     #[must_use]
-    pub fn counts(&self) -> (u64, u64) {
-        let printed = self.progress.events.load(Ordering::Acquire);
-        (printed, self.dropped + self.handed_on - printed)
+    pub fn counts(&self, signal: Signal) -> (u64, u64) {
+        let at = signal as usize;
+        let printed = self.progress.records[at].load(Ordering::Acquire);
+        (printed, self.dropped[at] + self.handed_on[at] - printed)
     }
 
     /// One row of the table.
@@ -140,13 +169,7 @@ impl Console {
         if colour {
             self.put(format_args!("{CYAN}"));
         }
-        let owner = match &attribution.owner {
-            Owner::Container(container) => {
-                container.name.as_deref().unwrap_or_else(|| container.id.get(..12).unwrap_or(&container.id)).as_bytes()
-            }
-            Owner::Host => event.nodename,
-        };
-        self.column(owner, CONTAINER_WIDTH);
+        self.column(owner_of(attribution, event), CONTAINER_WIDTH);
         if colour {
             self.put(format_args!("{RESET}"));
         }
@@ -159,22 +182,22 @@ impl Console {
         self.put(format_args!(" "));
         self.what(event);
         self.put(format_args!("{reset}\n"));
-        self.pending += 1;
+        self.pending[Signal::Logs as usize] += 1;
         if self.chunk.len() > CHUNK {
             self.flush();
         }
     }
 
     /// One line of OTLP/JSON that holds so many records.
-    pub fn json(&mut self, line: &str, records: u32) {
+    pub fn json(&mut self, line: &str, signal: Signal, records: u32) {
         self.put(format_args!("{line}\n"));
-        self.pending += u64::from(records);
+        self.pending[signal as usize] += u64::from(records);
         self.flush();
     }
 
     /// Counts records that can't be printed.
-    pub fn lose(&mut self, records: u32) {
-        self.dropped += u64::from(records);
+    pub fn lose(&mut self, signal: Signal, records: u32) {
+        self.dropped[signal as usize] += u64::from(records);
     }
 
     /// Hands what was printed to the writer; never waits for it.
@@ -185,12 +208,12 @@ impl Console {
         let pending = std::mem::take(&mut self.pending);
         let Some(writer) = &self.writer else {
             self.chunk.clear();
-            self.dropped += pending;
+            add(&mut self.dropped, pending);
             return;
         };
         let len = self.chunk.len();
         let waiting = self.progress.waiting_bytes.load(Ordering::Acquire);
-        let chunk = Chunk { bytes: std::mem::take(&mut self.chunk), events: pending };
+        let chunk = Chunk { bytes: std::mem::take(&mut self.chunk), records: pending };
         // One chunk is always taken, however large.
         let sent = if waiting > 0 && waiting + len > WAITING_BYTES {
             Err(TrySendError::Full(chunk))
@@ -201,15 +224,15 @@ impl Console {
             })
         };
         match sent {
-            Ok(()) => self.handed_on += pending,
+            Ok(()) => add(&mut self.handed_on, pending),
             Err(TrySendError::Full(_)) => {
-                if self.dropped == 0 {
+                if self.dropped == [0; 2] {
                     tracing::error!("standard output is too slow: events are not printed, and counted");
                 }
-                self.dropped += pending;
+                add(&mut self.dropped, pending);
             }
             Err(TrySendError::Disconnected(_)) => {
-                self.dropped += pending;
+                add(&mut self.dropped, pending);
                 self.writer = None;
                 self.closed = true;
             }
@@ -238,19 +261,7 @@ impl Console {
     fn what(&mut self, event: &Event<'_>) {
         self.line.clear();
         match &event.kind {
-            Kind::Exec(exec) => {
-                let only_the_first = self.arguments == Arguments::Off;
-                let most = if only_the_first { 1 } else { usize::MAX };
-                for (index, arg) in sent(exec.args, self.arguments, &mut self.redactor).take(most).enumerate() {
-                    if index > 0 {
-                        self.line.push(b" ");
-                    }
-                    self.line.push(&arg);
-                    if self.line.full() {
-                        break;
-                    }
-                }
-            }
+            Kind::Exec(exec) => self.command(exec),
             Kind::Exit(exit) => return self.exit(event, *exit),
             Kind::ExecFailed(failed) => {
                 self.line.push(failed.path);
@@ -263,6 +274,21 @@ impl Console {
             }
         }
         self.chunk.extend_from_slice(self.line.as_bytes());
+    }
+
+    /// The arguments of an exec, into the line.
+    fn command(&mut self, exec: &Exec<'_>) {
+        self.line.clear();
+        let most = if self.arguments == Arguments::Off { 1 } else { usize::MAX };
+        for (index, arg) in sent(exec.args, self.arguments, &mut self.redactor).take(most).enumerate() {
+            if index > 0 {
+                self.line.push(b" ");
+            }
+            self.line.push(&arg);
+            if self.line.full() {
+                break;
+            }
+        }
     }
 
     fn exit(&mut self, event: &Event<'_>, exit: Exit) {
@@ -306,14 +332,32 @@ impl Console {
     }
 }
 
+/// A container's name, or the hostname that the process sees.
+fn owner_of<'a>(attribution: &'a Attribution, event: &Event<'a>) -> &'a [u8] {
+    match &attribution.owner {
+        Owner::Container(container) => {
+            container.name.as_deref().unwrap_or_else(|| container.id.get(..12).unwrap_or(&container.id)).as_bytes()
+        }
+        Owner::Host => event.nodename,
+    }
+}
+
+fn add(total: &mut PerSignal, more: PerSignal) {
+    for (total, more) in total.iter_mut().zip(more) {
+        *total += more;
+    }
+}
+
 fn write(chunks: &Receiver<Chunk>, progress: &Progress) {
     let mut out = io::stdout().lock();
-    for Chunk { bytes, events } in chunks {
+    for Chunk { bytes, records } in chunks {
         // Nobody reads any more: dropping the receiver tells the pipeline.
         if out.write_all(&bytes).and_then(|()| out.flush()).is_err() {
             return;
         }
-        progress.events.fetch_add(events, Ordering::AcqRel);
+        for (total, records) in progress.records.iter().zip(records) {
+            total.fetch_add(records, Ordering::AcqRel);
+        }
         progress.waiting_bytes.fetch_sub(bytes.len(), Ordering::AcqRel);
     }
 }

@@ -1,10 +1,10 @@
 //! Stage 2: the bytes of one ring record become an [`Event`]. Total: any bytes give an event or an error, never a panic.
 
-use namespan_ebpf::wire::{self, kind, section};
+use namespan_ebpf::wire::{self, flag, kind, section};
 use thiserror::Error;
 use zerocopy::FromBytes;
 
-use crate::event::{Args, CgroupPath, Event, Exec, ExecFailed, Exit, ExitStatus, Kind, ProcessId};
+use crate::event::{Args, CgroupPath, EnvContext, Event, Exec, ExecFailed, Exit, ExitStatus, Kind, ProcessId};
 
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 pub enum DecodeError {
@@ -35,19 +35,25 @@ pub fn event(record: &[u8]) -> Result<Event<'_>, DecodeError> {
                 argc: exec.argc,
             };
             let (path, script) = (sections.get(section::PATH), sections.get(section::SCRIPT));
-            Ok(sections.event(process, Kind::Exec(Exec { path, script, args })))
+            let env = EnvContext {
+                traceparent: sections.get(section::TRACEPARENT),
+                tracestate: sections.get(section::TRACESTATE),
+            };
+            let ancestor = ProcessId::found(exec.ancestor_tgid, exec.ancestor_start_boot_ns);
+            Ok(sections.event(process, Kind::Exec(Exec { path, script, args, ancestor, env })))
         }
         kind::EXIT => {
             let (exit, rest) = fixed::<wire::Exit>(rest)?;
-            let image = ProcessId { tgid: exit.image_tgid, start_boot_ns: exit.image_start_boot_ns };
-            let image = (image.tgid != 0).then_some(image);
-            let exit = Exit { status: ExitStatus(exit.status), image };
+            let image = ProcessId::found(exit.image_tgid, exit.image_start_boot_ns);
+            let oom_victim = process.flags & flag::OOM_VICTIM != 0;
+            let exit = Exit { status: ExitStatus(exit.status), image, oom_victim };
             Ok(Sections::of(&process, rest)?.event(process, Kind::Exit(exit)))
         }
         kind::EXEC_FAILED => {
             let (failed, rest) = fixed::<wire::ExecFailed>(rest)?;
             let sections = Sections::of(&process, rest)?;
-            let failed = ExecFailed { path: sections.get(section::PATH), errno: failed.errno };
+            let image = ProcessId::found(failed.image_tgid, failed.image_start_boot_ns);
+            let failed = ExecFailed { path: sections.get(section::PATH), errno: failed.errno, image };
             Ok(sections.event(process, Kind::ExecFailed(failed)))
         }
         kind => Err(DecodeError::Kind { kind }),

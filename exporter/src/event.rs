@@ -11,6 +11,14 @@ pub struct ProcessId {
     pub start_boot_ns: u64,
 }
 
+impl ProcessId {
+    /// Of a record, which has zeros for none.
+    #[must_use]
+    pub fn found(tgid: u32, start_boot_ns: u64) -> Option<Self> {
+        (tgid != 0).then_some(Self { tgid, start_boot_ns })
+    }
+}
+
 /// One event, with everything the kernel knew of the process at that moment.
 #[derive(Clone, Debug)]
 pub struct Event<'a> {
@@ -53,6 +61,19 @@ pub struct Exec<'a> {
     /// Path of the script, where the executable is its interpreter; else empty.
     pub script: &'a [u8],
     pub args: Args<'a>,
+    /// The nearest process above that has exec'd since its fork; `None`: not found in the bounded walk.
+    pub ancestor: Option<ProcessId>,
+    /// Trace context of the environment.
+    pub env: EnvContext<'a>,
+}
+
+/// What the environment says of the trace a process belongs to, as the workload wrote it: any bytes but NUL.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct EnvContext<'a> {
+    /// `TRACEPARENT`; empty: not there, or not wanted.
+    pub traceparent: &'a [u8],
+    /// `TRACESTATE`; cut off if it has [`TRACESTATE_MAX`](wire::section::TRACESTATE_MAX) bytes.
+    pub tracestate: &'a [u8],
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -60,6 +81,17 @@ pub struct Exit {
     pub status: ExitStatus,
     /// The process whose image ran: this one, or its nearest ancestor that exec'd; `None`: not found in the bounded walk.
     pub image: Option<ProcessId>,
+    /// The kernel chose the process to free memory.
+    pub oom_victim: bool,
+}
+
+impl Exit {
+    /// Killed to free memory; a victim that was ending anyway is none.
+    #[must_use]
+    pub fn oom_killed(self) -> bool {
+        const SIGKILL: u32 = 9;
+        self.oom_victim && self.status.signal() == Some(SIGKILL)
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -68,6 +100,8 @@ pub struct ExecFailed<'a> {
     pub path: &'a [u8],
     /// Positive errno.
     pub errno: u32,
+    /// The process whose image went on: this one, or its nearest ancestor that exec'd.
+    pub image: Option<ProcessId>,
 }
 
 /// The status word that `wait(2)` would report.

@@ -1,9 +1,13 @@
 //! Events and their origins in, OTLP bytes out.
 
+pub(crate) mod args;
+mod attributes;
 pub mod batch;
 pub mod log;
 pub mod names;
+pub mod process;
 pub mod proto;
 pub mod resource;
 pub mod semconv;
+pub mod span;
 pub mod text;

@@ -1,20 +1,27 @@
 //! Ring bytes in, OTLP/JSON out, both on file: whatever changes either shows in the diff.
 //!
 //! `NAMESPAN_BLESS=1 cargo test --test golden` writes the files anew.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::fs;
 use std::path::PathBuf;
+use std::time::Duration;
 
-use namespan::config::{Arguments, AttributeLimits, Batch, Resource};
+use namespan::config::{self, Arguments, AttributeLimits, Batch, Resource, Signal};
 use namespan::decode;
-use namespan::enrich::container::{Container, Image};
+use namespan::enrich::Owner;
+use namespan::enrich::container::{Container, Image, Pod, Service};
+use namespan::event::Kind;
 use namespan::model::batch::Accumulators;
 use namespan::model::log::{Context, Encoder, Image as Program};
 use namespan::model::resource::{Host, encode_resource};
-use namespan::ship::json::logs_request;
+use namespan::model::span::{self, End};
+use namespan::processes::{Processes, Seen};
+use namespan::ship::json;
+use namespan::trace::ids::Ids;
+use namespan::trace::{SpanId, TraceId};
 use namespan_ebpf::wire::{self, flag, kind, ns, section};
-use zerocopy::{FromZeros as _, Immutable, IntoBytes};
+use zerocopy::{FromBytes as _, FromZeros as _, Immutable, IntoBytes};
 
 const CONTAINER: &str = "3f4e1c2b5a6978879685a4b3c2d1e0f00112233445566778899aabbccddeeff0";
 
@@ -57,7 +64,7 @@ where
 }
 
 fn exec(args_len: usize, argc: u32) -> wire::Exec {
-    wire::Exec { args_len: args_len as u64, argc, reserved: 0 }
+    wire::Exec { args_len: args_len as u64, ancestor_start_boot_ns: 4_998_000_000_001, ancestor_tgid: 4200, argc }
 }
 
 fn exit(status: u32) -> wire::Exit {
@@ -75,7 +82,7 @@ fn cases() -> Vec<(&'static str, Vec<u8>)> {
         (ARGS_HEAD, b"sh\0/opt/job.sh\0aaaa"),
         (ARGS_TAIL, b"zz\0end\0"),
     ];
-    let denied = wire::ExecFailed { errno: 13, reserved: 0 };
+    let denied = wire::ExecFailed { image_start_boot_ns: 4_998_000_000_001, image_tgid: 4200, errno: 13 };
     let (all, odd_len, secret_len) = (exec(ls.len(), 4), exec(odd.len(), 4), exec(secret.len(), 4));
     vec![
         ("exec", record(kind::EXEC, 0, &all, &[(PATH, b"/bin/ls"), (TTY, b"pts/0"), (ARGS_HEAD, ls)])),
@@ -89,19 +96,65 @@ fn cases() -> Vec<(&'static str, Vec<u8>)> {
     ]
 }
 
+/// An exec and the exit of the same process, one after the other.
+fn span_cases() -> Vec<(&'static str, Vec<u8>)> {
+    use section::{ARGS_HEAD, PATH, TRACEPARENT, TRACESTATE};
+    const PARENT: &[u8] = b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+    let grep = b"grep\0--color\0-e\0x\0";
+    let sections = [(PATH, &b"/bin/busybox"[..]), (TRACEPARENT, PARENT), (TRACESTATE, b"vendor=1"), (ARGS_HEAD, grep)];
+    let exec = record(kind::EXEC, 0, &exec(grep.len(), 4), &sections);
+    let with = |exit: Vec<u8>| [exec.clone(), exit].concat();
+    vec![
+        ("span_not_found", with(record(kind::EXIT, 0, &exit(1 << 8), &[]))),
+        ("span_error", with(record(kind::EXIT, 0, &exit(2 << 8), &[]))),
+        ("span_out_of_memory", with(record(kind::EXIT, flag::OOM_VICTIM, &exit(9), &[]))),
+    ]
+}
+
+/// As the pipeline has it, at a fixed moment on a fixed host and boot.
+fn span_otlp(records: &[u8]) -> String {
+    let (len, _) = u32::read_from_prefix(records).unwrap();
+    let (exec, exit) = records.split_at(len as usize);
+    let (exec, exit) = (decode::event(exec).unwrap(), decode::event(exit).unwrap());
+    let Kind::Exec(executed) = &exec.kind else { panic!("{exec:?}") };
+    let Kind::Exit(ended) = &exit.kind else { panic!("{exit:?}") };
+    let settings = config::Spans::default();
+    let ids = Ids::of_boot([1; 16]);
+    let mut processes = Processes::new(Some((settings.clone(), ids)), Duration::from_secs(1), 0);
+    let mut encoder = span::Encoder::new(Arguments::Redacted, AttributeLimits::default(), &settings);
+    let context = context(None);
+    let seen = Seen { event: &exec, exec: executed, owner: &Owner::Host, time_unix_ns: context.time_unix_ns };
+    processes.exec(&seen, |_| encoder.begin(&exec, executed, &context));
+    let span = processes.exit(exit.id(), exit.process.time_boot_ns).unwrap();
+    let end = End::Exit { exit: ended, end_boot_ns: exec.process.time_boot_ns + 1_500_000_000 };
+    request(Signal::Traces, |out| encoder.encode(span, end, out))
+}
+
 /// As the pipeline has it, at a fixed moment on a fixed host.
 fn otlp(record: &[u8]) -> String {
     let event = decode::event(record).unwrap();
     let program = Program { path: b"/bin/ls".to_vec(), command: b"ls".to_vec(), args_count: 4, script: Vec::new() };
-    let context = Context {
+    let context = context(Some(&program));
+    let mut encoder = Encoder::new(Arguments::Redacted, AttributeLimits::default());
+    request(Signal::Logs, |out| encoder.encode(&event, &context, out))
+}
+
+fn context(image: Option<&Program>) -> Context<'_> {
+    Context {
         time_unix_ns: 1_795_000_000_123_456_789,
         observed_unix_ns: 1_795_000_000_130_000_000,
         creation_unix_ns: 1_794_999_999_000_000_000,
         parent_creation_unix_ns: 1_794_990_000_000_000_000,
         attribution: "runtime_event",
         start_type: "fork_exec",
-        image: Some(&program),
-    };
+        image,
+        span: Some(SpanId([0x5b; 8])),
+        trace: Some((TraceId([0x5a; 16]), 0x03)),
+    }
+}
+
+/// One record of a container, as a request.
+fn request(signal: Signal, write: impl FnOnce(&mut Vec<u8>)) -> String {
     let host = Host {
         id: Some("0123456789abcdef0123456789abcdef".to_owned()),
         name: Some("host".to_owned()),
@@ -119,12 +172,13 @@ fn otlp(record: &[u8]) -> String {
             repo_digests: vec!["registry:5000/shop/web@sha256:beef".to_owned()],
         }),
         labels: vec![("com.docker.compose.service".to_owned(), "web".to_owned())],
+        service: Service { name: Some("web".to_owned()), ..Service::default() },
+        pod: Pod::default(),
     };
     let resource = encode_resource(&host, Some(&container), &Resource::default()).into();
-    let mut encoder = Encoder::new(Arguments::Redacted, AttributeLimits::default());
     let mut accumulators = Accumulators::new(Batch::default());
-    assert_eq!(accumulators.push(1, &resource, |out| encoder.encode(&event, &context, out)), None);
-    let line = logs_request(&accumulators.take().unwrap().bytes).unwrap();
+    assert_eq!(accumulators.push(1, &resource, write), None);
+    let line = json::request(signal, &accumulators.take().unwrap().bytes).unwrap();
     let value: serde_json::Value = serde_json::from_str(&line).unwrap();
     serde_json::to_string_pretty(&value).unwrap() + "\n"
 }
@@ -132,15 +186,17 @@ fn otlp(record: &[u8]) -> String {
 #[test]
 fn ring_bytes_become_the_otlp_on_file() {
     let testdata = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("testdata");
-    for (name, record) in cases() {
+    let logs = cases().into_iter().map(|(name, record)| (name, otlp(&record), record));
+    let spans = span_cases().into_iter().map(|(name, records)| (name, span_otlp(&records), records));
+    for (name, otlp, record) in logs.chain(spans) {
         let (ring, expected) = (testdata.join(format!("ring/{name}.bin")), testdata.join(format!("otlp/{name}.json")));
         if std::env::var_os("NAMESPAN_BLESS").is_some() {
             fs::create_dir_all(ring.parent().unwrap()).unwrap();
             fs::create_dir_all(expected.parent().unwrap()).unwrap();
             fs::write(&ring, &record).unwrap();
-            fs::write(&expected, otlp(&record)).unwrap();
+            fs::write(&expected, &otlp).unwrap();
         }
         assert_eq!(fs::read(&ring).unwrap(), record, "{name}: the layout of records has changed");
-        assert_eq!(otlp(&record), fs::read_to_string(&expected).unwrap(), "{name}");
+        assert_eq!(otlp, fs::read_to_string(&expected).unwrap(), "{name}");
     }
 }

@@ -11,14 +11,24 @@ use namespan::model::log::{Context, Encoder};
 use opentelemetry_proto::tonic::logs::v1::LogRecord;
 use proptest::prelude::*;
 use prost::Message as _;
+use zerocopy::FromBytes as _;
 
-/// The golden records, to be damaged.
+/// The golden records, to be damaged; those of a span follow one another in one file.
 fn golden() -> Vec<Vec<u8>> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/ring");
     let mut files: Vec<_> = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
     files.sort();
     assert!(!files.is_empty());
-    files.iter().map(|file| fs::read(file).unwrap()).collect()
+    let mut records = Vec::new();
+    for file in files {
+        let mut rest = fs::read(file).unwrap();
+        while !rest.is_empty() {
+            let (len, _) = u32::read_from_prefix(&rest).unwrap();
+            let next = rest.split_off(len as usize);
+            records.push(std::mem::replace(&mut rest, next));
+        }
+    }
+    records
 }
 
 /// Whether it was an event; then it has gone through everything that looks at an event's bytes.
@@ -33,6 +43,8 @@ fn survives(record: &[u8], arguments: Arguments) -> bool {
         attribution: "none",
         start_type: "fork",
         image: None,
+        span: None,
+        trace: None,
     };
     let mut out = Vec::new();
     Encoder::new(arguments, AttributeLimits::default()).encode(&event, &context, &mut out);

@@ -1,4 +1,5 @@
-//! Records of many resources, collected side by side, out as one `ExportLogsServiceRequest`.
+//! Records of many resources, collected side by side, out as one
+//! `ExportLogsServiceRequest` or `ExportTraceServiceRequest`: the fields around the records have the same numbers.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -6,7 +7,7 @@ use std::sync::Arc;
 use crate::config;
 use crate::model::{proto, semconv};
 
-/// Bytes of a `ResourceLogs` besides its resource and records.
+/// Bytes of a `ResourceLogs` or `ResourceSpans` besides its resource and records.
 const GROUP_OVERHEAD: usize =
     2 * proto::NESTED_OVERHEAD + proto::len_field_len(SCOPE_LEN) + 2 * proto::len_field_len(semconv::SCHEMA_URL.len());
 const SCOPE_LEN: usize = proto::len_field_len(semconv::SCOPE_EXEC.len()) + proto::len_field_len(semconv::VERSION.len());
@@ -33,7 +34,7 @@ struct Group {
     records: Vec<u8>,
 }
 
-/// An `ExportLogsServiceRequest`; never without records.
+/// An `ExportLogsServiceRequest` or `ExportTraceServiceRequest`; never without records.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Request {
     pub records: u32,

@@ -1,4 +1,4 @@
-//! Numbers and bytes in, protobuf appended to a `Vec<u8>`: just what OTLP logs need, without a tree of structs between.
+//! Numbers and bytes in, protobuf appended to a `Vec<u8>`: just what OTLP logs and spans need, without a tree of structs between.
 //!
 //! The output is what prost would write for the same message: fields in the order of their numbers are the caller's duty,
 //! defaults are left out by the caller where proto3 says so.
@@ -9,6 +9,7 @@
 const VARINT: u32 = 0;
 const FIXED64: u32 = 1;
 const LEN: u32 = 2;
+const FIXED32: u32 = 5;
 
 /// Fields of `AnyValue`.
 mod any {
@@ -54,6 +55,12 @@ pub fn varint_field(out: &mut Vec<u8>, field: u32, value: u64) {
 /// A fixed64 field; written even if 0.
 pub fn fixed64_field(out: &mut Vec<u8>, field: u32, value: u64) {
     tag(out, field, FIXED64);
+    out.extend_from_slice(&value.to_le_bytes());
+}
+
+/// A fixed32 field; written even if 0.
+pub fn fixed32_field(out: &mut Vec<u8>, field: u32, value: u32) {
+    tag(out, field, FIXED32);
     out.extend_from_slice(&value.to_le_bytes());
 }
 
@@ -121,6 +128,18 @@ pub const fn len_field_len(len: usize) -> usize {
 /// Seven bits a byte.
 const fn varint_len(value: u64) -> usize {
     ((64 - (value | 1).leading_zeros()) as usize).div_ceil(7)
+}
+
+/// Bytes of the first of some length-delimited fields that were written here; `None` at their end.
+#[must_use]
+pub fn first_field_len(fields: &[u8]) -> Option<usize> {
+    let mut len = 0_usize;
+    let prefix = fields.get(1..)?.iter().take(5).position(|byte| *byte & 0x80 == 0)? + 1;
+    for byte in fields[1..=prefix].iter().rev() {
+        len = len << 7 | usize::from(byte & 0x7f);
+    }
+    let whole = 1 + prefix + len;
+    (whole <= fields.len()).then_some(whole)
 }
 
 fn tag(out: &mut Vec<u8>, field: u32, wire_type: u32) {

@@ -53,6 +53,14 @@ pub const CONTAINER_IMAGE_TAGS: &str = "container.image.tags";
 pub const CONTAINER_IMAGE_ID: &str = "container.image.id";
 /// string[], stable.
 pub const CONTAINER_IMAGE_REPO_DIGESTS: &str = "container.image.repo_digests";
+/// string, stable: of the runtime's labels, as the other names of Kubernetes.
+pub const K8S_POD_UID: &str = "k8s.pod.uid";
+/// string, stable.
+pub const K8S_POD_NAME: &str = "k8s.pod.name";
+/// string, stable.
+pub const K8S_NAMESPACE_NAME: &str = "k8s.namespace.name";
+/// string, stable: what the pod calls the container.
+pub const K8S_CONTAINER_NAME: &str = "k8s.container.name";
 /// string, Dev: the label's key follows, verbatim.
 pub const CONTAINER_LABEL_PREFIX: &str = "container.label.";
 
@@ -125,6 +133,8 @@ pub const ARGS_LENGTH: &str = "namespan.process.args.length";
 pub const ARGS_REDACTED: &str = "namespan.process.args.redacted";
 /// bool: the kernel could not read the arguments.
 pub const ARGS_UNREADABLE: &str = "namespan.process.args.unreadable";
+/// bool: not all of the environment could be searched for a trace context.
+pub const ENV_UNREAD: &str = "namespan.process.environment.unread";
 /// int: execs in this process and its forefathers.
 pub const SELF_EXEC_ID: &str = "namespan.process.self_exec_id";
 /// int: `self_exec_id` of the parent at the fork.
@@ -137,7 +147,7 @@ pub const GROUP_ID: &str = "namespan.process.group.id";
 pub const REAL_GROUP_ID: &str = "namespan.process.real_group.id";
 /// int: sent where it differs from the effective one.
 pub const SAVED_GROUP_ID: &str = "namespan.process.saved_group.id";
-/// string: `exited` or `signaled`.
+/// string: `exited`, `signaled` or `oom_killed`.
 pub const EXIT_REASON: &str = "namespan.process.exit.reason";
 /// int: the signal that ended the process.
 pub const EXIT_SIGNAL_NUMBER: &str = "namespan.process.exit.signal.number";
@@ -168,6 +178,17 @@ pub const NAMESPACE_INODES: [&str; namespan_ebpf::wire::ns::COUNT] = [
     "namespan.namespace.cgroup.inode",
     "namespan.namespace.time.inode",
 ];
+
+// --- Spans --------------------------------------------------------------------------------------------------------------
+
+/// string: why a span begins a trace though its process has a parent, as `processes::Boundary` has it.
+pub const TRACE_BOUNDARY: &str = "namespan.trace.boundary";
+/// int: execs seen in the process, where there was more than one.
+pub const SPAN_EXECS: &str = "namespan.span.execs";
+/// bool: told before the process has ended, as other spans name this one as their parent; the end is not the process's.
+pub const SPAN_UNFINISHED: &str = "namespan.span.unfinished";
+/// string: `spawned_by`; what a link means.
+pub const LINK_TYPE: &str = "namespan.link.type";
 
 // --- Namespan's own metrics ---------------------------------------------------------------------------------------------
 

@@ -124,6 +124,12 @@ fn is_bidi(character: char) -> bool {
     matches!(character, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
+/// The last component of a path.
+#[must_use]
+pub fn base_name(path: &[u8]) -> &[u8] {
+    path.rsplit(|byte| *byte == b'/').next().unwrap_or_default()
+}
+
 /// At most `limit` characters of a text; at most `limit` bytes of what is not UTF-8.
 #[must_use]
 pub fn shortened(text: &[u8], limit: Option<usize>) -> &[u8] {

@@ -1,26 +1,53 @@
-//! The closing word: what became of every event.
+//! The closing word: what became of every event, and of every span.
 
 use std::collections::BTreeMap;
 use std::fmt;
 
-/// What became of every event, in log records.
+/// What became of everything that was seen.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Summary {
-    /// Events that passed the filters.
+    /// Events that passed the filters, as log records.
+    pub events: Fate,
+    /// `None`: no spans are made.
+    pub spans: Option<Fate>,
+}
+
+/// What became of the records of one signal.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Fate {
     pub seen: u64,
     /// Accepted by the collector; `None`: nothing is shipped.
     pub exported: Option<u64>,
     /// Refused by the collector in a partial success.
     pub rejected: u64,
-    /// Printed; `None`: there is no console.
+    /// Printed; `None`: not on the console.
     pub printed: Option<u64>,
-    /// Events that were lost, by reason.
+    /// Lost, by reason.
     pub dropped: BTreeMap<String, u64>,
+}
+
+impl Fate {
+    /// Counts a loss, if there is one.
+    pub(super) fn lose(&mut self, reason: &str, records: u64) {
+        if records > 0 {
+            *self.dropped.entry(reason.to_owned()).or_default() += records;
+        }
+    }
 }
 
 impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "seen {}", self.seen)?;
+        write!(f, "seen {}", self.events)?;
+        match &self.spans {
+            Some(spans) => write!(f, "; spans {spans}"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl fmt::Display for Fate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.seen)?;
         if let Some(exported) = self.exported {
             write!(f, ", exported {exported}, rejected {}", self.rejected)?;
         }
@@ -41,11 +68,17 @@ mod tests {
 
     #[test]
     fn the_summary_names_every_reason() {
-        let mut summary = Summary { seen: 10, exported: Some(7), ..Summary::default() };
+        let events = Fate { seen: 10, exported: Some(7), ..Fate::default() };
+        let mut summary = Summary { events, spans: None };
         assert_eq!(summary.to_string(), "seen 10, exported 7, rejected 0, dropped 0");
-        summary.dropped = [("queue_full".to_owned(), 2), ("ring_full".to_owned(), 1)].into();
-        assert_eq!(summary.to_string(), "seen 10, exported 7, rejected 0, dropped 3 (queue_full 2, ring_full 1)");
-        summary = Summary { seen: 4, printed: Some(4), ..Summary::default() };
+        summary.events.lose("queue_full", 2);
+        summary.events.lose("ring_full", 1);
+        summary.events.lose("undecodable", 0);
+        let events = "seen 10, exported 7, rejected 0, dropped 3 (queue_full 2, ring_full 1)";
+        assert_eq!(summary.to_string(), events);
+        summary.spans = Some(Fate { seen: 4, exported: Some(4), printed: Some(4), ..Fate::default() });
+        assert_eq!(summary.to_string(), format!("{events}; spans 4, exported 4, rejected 0, printed 4, dropped 0"));
+        summary = Summary { events: Fate { seen: 4, printed: Some(4), ..Fate::default() }, spans: None };
         assert_eq!(summary.to_string(), "seen 4, printed 4, dropped 0");
     }
 }

@@ -6,8 +6,11 @@ use proptest::prelude::*;
 use prost::Message as _;
 use zerocopy::FromZeros as _;
 
+use namespan_ebpf::wire::{self, flag};
+
 use super::*;
-use crate::event::{Args, CgroupPath};
+use crate::event::{Args, CgroupPath, EnvContext, Exec, ExitStatus};
+use crate::trace::{SpanId, TraceId};
 
 const UNLIMITED: AttributeLimits = AttributeLimits { value_length: None, count: usize::MAX };
 /// `SIGSEGV`, and a core was dumped.
@@ -43,7 +46,7 @@ fn event(kind: Kind<'_>) -> Event<'_> {
 }
 
 fn exec(args: Args<'_>) -> Event<'_> {
-    event(Kind::Exec(Exec { path: b"/bin/ls", script: b"", args }))
+    event(Kind::Exec(Exec { path: b"/bin/ls", script: b"", args, ancestor: None, env: EnvContext::default() }))
 }
 
 fn all(bytes: &[u8]) -> Args<'_> {
@@ -51,7 +54,7 @@ fn all(bytes: &[u8]) -> Args<'_> {
 }
 
 fn exit(status: u32) -> Event<'static> {
-    event(Kind::Exit(Exit { status: ExitStatus(status), image: None }))
+    event(Kind::Exit(Exit { status: ExitStatus(status), image: None, oom_victim: false }))
 }
 
 fn context() -> Context<'static> {
@@ -63,6 +66,8 @@ fn context() -> Context<'static> {
         attribution: "cgroup_path",
         start_type: "fork_exec",
         image: None,
+        span: None,
+        trace: None,
     }
 }
 
@@ -181,7 +186,11 @@ fn a_gap_in_the_arguments_is_told_and_hides_what_it_cuts() {
 
 #[test]
 fn bytes_that_are_no_text_survive_as_bytes() {
-    let exec = usual(&event(Kind::Exec(Exec { path: b"/bin/\xff", script: b"", args: all(b"a\0\xfe\0") })));
+    let mut odd = exec(all(b"a\0\xfe\0"));
+    if let Kind::Exec(exec) = &mut odd.kind {
+        exec.path = b"/bin/\xff";
+    }
+    let exec = usual(&odd);
     assert_eq!(exec.attributes["process.executable.path"], Value::BytesValue(b"/bin/\xff".to_vec()));
     assert_eq!(exec.body(), "exec /bin/\\xff \\xfe");
 }
@@ -229,11 +238,11 @@ fn an_exit_remembers_what_was_executed() {
 
 #[test]
 fn a_failed_exec_is_a_warning_named_after_the_errno() {
-    let failed = usual(&event(Kind::ExecFailed(ExecFailed { path: b"/nope", errno: 2 })));
+    let failed = usual(&event(Kind::ExecFailed(ExecFailed { path: b"/nope", errno: 2, image: None })));
     assert_eq!((failed.record.event_name.as_str(), failed.record.severity_number), ("namespan.process.exec", 13));
     assert_eq!((failed.text("error.type"), failed.body()), ("ENOENT", "exec failed /nope: ENOENT"));
     assert_eq!(failed.text("process.executable.path"), "/nope");
-    let odd = usual(&event(Kind::ExecFailed(ExecFailed { path: b"/nope", errno: 600 })));
+    let odd = usual(&event(Kind::ExecFailed(ExecFailed { path: b"/nope", errno: 600, image: None })));
     assert_eq!(odd.text("error.type"), "600");
 }
 
@@ -261,6 +270,7 @@ fn what_is_incomplete_says_so() {
         (flag::CGROUP_TRUNCATED, "namespan.cgroup.truncated"),
         (flag::CGROUP_FAULT, "namespan.cgroup.unreadable"),
         (flag::UNLINKED, "namespan.process.executable.unlinked"),
+        (flag::ENV_UNREAD, "namespan.process.environment.unread"),
     ];
     for (bit, _) in flags {
         let mut event = exec(all(ARGV));
@@ -323,6 +333,30 @@ fn a_group_or_session_that_nobody_leads_is_left_out() {
     assert_eq!(leaders.map(|key| unled.has(key)), [false; 2]);
 }
 
+#[test]
+fn a_record_names_the_span_it_belongs_to() {
+    let record = |span, trace| {
+        let context = Context { span, trace, ..self::context() };
+        let record = encoded(&exit(0), &context, Arguments::Redacted, UNLIMITED).record;
+        (record.trace_id, record.span_id, record.flags)
+    };
+    let (trace, span) = (TraceId([7; 16]), SpanId([8; 8]));
+    assert_eq!(record(Some(span), Some((trace, 1))), (vec![7; 16], vec![8; 8], 1));
+    assert_eq!(record(Some(span), Some((trace, 0))), (vec![7; 16], vec![8; 8], 0));
+    assert_eq!(record(Some(span), None), (vec![], vec![8; 8], 0));
+    assert_eq!(record(None, None), (vec![], vec![], 0));
+}
+
+#[test]
+fn who_was_killed_for_want_of_memory_is_told_as_an_error() {
+    let killed = |status| usual(&event(Kind::Exit(Exit { status: ExitStatus(status), image: None, oom_victim: true })));
+    let oom = killed(9);
+    assert_eq!((oom.text("error.type"), oom.record.severity_number), ("OOMKilled", 17));
+    assert_eq!(oom.text("namespan.process.exit.reason"), "oom_killed");
+    assert!(oom.body().ends_with("signal SIGKILL (out of memory)"), "{}", oom.body());
+    assert_eq!(killed(15).text("namespan.process.exit.reason"), "signaled", "it was ending by itself");
+}
+
 proptest! {
     #[test]
     fn any_event_is_written_as_prost_writes_it(
@@ -339,7 +373,8 @@ proptest! {
     ) {
         let image = Image { path: texts[6].clone(), command: texts[7].clone(), args_count: number, script: vec![] };
         let process = <wire::Process as zerocopy::FromBytes>::read_from_bytes(&numbers).unwrap();
-        let exec = Exec { path: &texts[4], script: &texts[5], args: Args { head: &args, tail: &texts[7], len, argc: number } };
+        let args = Args { head: &args, tail: &texts[7], len, argc: number };
+        let exec = Exec { path: &texts[4], script: &texts[5], args, ancestor: None, env: EnvContext::default() };
         let event = Event {
             process,
             nodename: &texts[0],
@@ -348,8 +383,8 @@ proptest! {
             cgroup_v1: CgroupPath(&texts[3]),
             kind: match kind {
                 0 => Kind::Exec(exec),
-                1 => Kind::Exit(Exit { status: ExitStatus(number), image: None }),
-                _ => Kind::ExecFailed(ExecFailed { path: &texts[4], errno: number }),
+                1 => Kind::Exit(Exit { status: ExitStatus(number), image: None, oom_victim: false }),
+                _ => Kind::ExecFailed(ExecFailed { path: &texts[4], errno: number, image: None }),
             },
         };
         let context = Context {

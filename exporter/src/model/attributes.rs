@@ -1,6 +1,5 @@
 //! Attributes in, within the limits the user has set; what is over is counted.
 
-use super::field;
 use crate::config::AttributeLimits;
 use crate::event::Event;
 use crate::model::{proto, semconv, text};
@@ -8,6 +7,8 @@ use namespan_ebpf::wire::flag;
 
 pub(super) struct Attributes<'a> {
     out: &'a mut Vec<u8>,
+    /// Number of the `attributes` field.
+    field: u32,
     limits: AttributeLimits,
     /// For values that are put together here.
     scratch: &'a mut Vec<u8>,
@@ -16,8 +17,8 @@ pub(super) struct Attributes<'a> {
 }
 
 impl<'a> Attributes<'a> {
-    pub(super) fn new(out: &'a mut Vec<u8>, limits: AttributeLimits, scratch: &'a mut Vec<u8>) -> Self {
-        Self { out, limits, scratch, written: 0, dropped: 0 }
+    pub(super) fn new(out: &'a mut Vec<u8>, field: u32, limits: AttributeLimits, scratch: &'a mut Vec<u8>) -> Self {
+        Self { out, field, limits, scratch, written: 0, dropped: 0 }
     }
 
     pub(super) fn dropped(&self) -> u32 {
@@ -105,6 +106,17 @@ impl<'a> Attributes<'a> {
         });
     }
 
+    /// Attributes that are written already, as fields of the same message; within the limit on their number.
+    pub(super) fn written(&mut self, mut fields: &[u8]) {
+        while let Some(len) = proto::first_field_len(fields) {
+            let (field, rest) = fields.split_at(len);
+            if !self.is_full() {
+                self.out.extend_from_slice(field);
+            }
+            fields = rest;
+        }
+    }
+
     fn composed(&mut self, key: &str, compose: impl FnOnce(&mut Vec<u8>)) {
         if self.is_full() {
             return;
@@ -112,12 +124,12 @@ impl<'a> Attributes<'a> {
         self.scratch.clear();
         compose(self.scratch);
         let value = proto::Value::Text(text::shortened(self.scratch, self.limits.value_length));
-        proto::key_value(self.out, field::ATTRIBUTES, key, value);
+        proto::key_value(self.out, self.field, key, value);
     }
 
     fn put(&mut self, key: &str, value: proto::Value<'_>) {
         if !self.is_full() {
-            proto::key_value(self.out, field::ATTRIBUTES, key, value);
+            proto::key_value(self.out, self.field, key, value);
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use crate::config::{Arguments, AttributeLimits};
+use crate::config::Arguments;
 use crate::event::Args;
 use crate::model::{proto, text};
 use crate::redact::Redactor;
@@ -14,6 +14,21 @@ pub(super) struct Encoded {
     argv0: Vec<u8>,
     has_argv0: bool,
     redacted: bool,
+    cut: bool,
+}
+
+/// What is sent at most.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limits {
+    /// Characters of an argument.
+    pub value_length: Option<usize>,
+    pub elements: usize,
+    /// Bytes of all of them, as they are written; the first argument is sent whatever its size.
+    pub bytes: usize,
+}
+
+impl Limits {
+    pub(super) const NONE: Self = Self { value_length: None, elements: usize::MAX, bytes: usize::MAX };
 }
 
 impl Encoded {
@@ -22,6 +37,7 @@ impl Encoded {
         self.argv0.clear();
         self.has_argv0 = false;
         self.redacted = false;
+        self.cut = false;
     }
 
     /// Elements of the array; none in the mode that sends none.
@@ -42,16 +58,21 @@ impl Encoded {
         self.redacted
     }
 
-    /// All arguments, and those after the first into the display line too.
+    /// Whether arguments are left out by the limits.
+    pub(super) fn cut(&self) -> bool {
+        self.cut
+    }
+
+    /// All arguments within the limits, and those after the first into the display line too.
     pub(super) fn fill(
         &mut self,
         args: Args<'_>,
         mode: Arguments,
-        limits: AttributeLimits,
+        limits: Limits,
         redactor: &mut Redactor,
         line: &mut text::Line,
     ) {
-        for sent in sent(args, mode, redactor) {
+        for (index, sent) in sent(args, mode, redactor).enumerate() {
             if !self.has_argv0 {
                 self.has_argv0 = true;
                 self.argv0.extend_from_slice(&sent);
@@ -62,7 +83,13 @@ impl Encoded {
             if mode == Arguments::Off {
                 break;
             }
+            let before = self.elements.len();
             proto::element(&mut self.elements, proto::Value::Text(text::shortened(&sent, limits.value_length)));
+            if index >= limits.elements || (index > 0 && self.elements.len() > limits.bytes) {
+                self.elements.truncate(before);
+                self.cut = true;
+                break;
+            }
         }
         self.redacted = mode != Arguments::Full && redactor.changed();
     }
