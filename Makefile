@@ -1,5 +1,6 @@
 # make run    the main job, live: every exec and exit of this host and its containers
 # make test   everything that CI runs
+# make bench  what an exec costs in the kernel
 # make build  target/release/namespan: one file, its BPF programs inside
 # Both install what they lack on Debian; elsewhere, or without root, they say what to install.
 
@@ -12,7 +13,7 @@ export PATH := $(HOME)/.cargo/bin:$(PATH)
 export NAMESPAN_BIN := $(CURDIR)/$(BIN)
 export NAMESPAN_ROTEL := $(CURDIR)/target/ci/rotel/rotel-agent
 
-.PHONY: build run test lint unit root integration compose-test deps test-deps clean
+.PHONY: build run test lint unit root integration compose-test bench deps test-deps clean
 
 build: deps
 	$(CARGO) build --release --locked --package namespan
@@ -37,11 +38,16 @@ root: build
 # Real containers and a real collector; a Docker daemon is started for them if none runs.
 integration: build
 	.ci/with-docker .ci/as-root $(CARGO) test --workspace --locked --test docker_runtime --test rotel \
-	    --test host --test docker --test collector -- --test-threads=1
+	    --test host --test argv --test docker --test collector \
+	    --test spans --test spans_bounds --test spans_context --test spans_run --test spans_docker -- --test-threads=1
 
 # docker-compose.yml, with stand-ins for images that cannot be pulled.
 compose-test: build
 	.ci/with-docker $(ROOT) integration/compose/run.sh
+
+# What an exec costs in the kernel. No test: read the ratio.
+bench: build
+	$(ROOT) integration/bench/exec_cost.sh
 
 deps:
 	@.ci/deps

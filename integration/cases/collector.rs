@@ -1,4 +1,4 @@
-//! Collectors that are late, die or refuse, and runs that end in every way: each event is delivered, or counted with a reason.
+//! Collectors that are late, die or refuse, and runs that end in every way: all is delivered, or counted with a reason.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::collections::BTreeSet;
@@ -12,6 +12,7 @@ use namespan_integration::needs::{Need, met};
 use namespan_integration::program::{Program, count};
 use namespan_integration::rotel::free_addresses;
 use namespan_integration::sink::{Record, Sink};
+use namespan_integration::span::assert_consistent;
 use namespan_integration::watched::poll;
 use rustix::process::Signal;
 
@@ -53,10 +54,11 @@ fn what_happens_before_the_collector_comes_is_delivered_when_it_has_come() {
     assert_eq!(count(&records), (20, 20));
     program.run_times(5);
     let summary = namespan.stop().shipped_all().summary;
-    assert_eq!((summary.seen, summary.exported), (50, 50));
-    let records = sink.records();
-    assert_eq!(count(program.of(&records)), (25, 25));
+    assert_eq!((summary.seen, summary.exported, summary.spans().exported), (50, 50, 25));
+    let (records, spans) = (sink.records(), sink.spans());
+    assert_eq!((count(program.of(&records)), spans.len()), ((25, 25), 25));
     assert_distinct(&records);
+    assert_consistent(&records, &spans);
 }
 
 #[test]
@@ -69,17 +71,19 @@ fn a_collector_may_die_and_come_back_without_loss() {
     let address = sink.address;
     let namespan = run(&program, &sink.endpoint(), &[SOON]);
     program.run_times(10);
-    let mut records = sink.wait_for_count(20, PATIENCE);
+    let (mut records, mut spans) = (sink.wait_for_count(20, PATIENCE), sink.wait_for_span_count(10, PATIENCE));
     drop(sink);
     program.run_times(10);
     turn_one_away(address);
     let sink = Sink::start_at(address);
     program.run_times(10);
     let summary = namespan.stop().shipped_all().summary;
-    assert_eq!((summary.seen, summary.exported), (60, 60));
+    assert_eq!((summary.seen, summary.exported, summary.spans().exported), (60, 60, 30));
     records.extend(sink.records());
-    assert_eq!(count(program.of(&records)), (30, 30));
+    spans.extend(sink.spans());
+    assert_eq!((count(program.of(&records)), spans.len()), ((30, 30), 30));
     assert_distinct(&records);
+    assert_consistent(&records, &spans);
 }
 
 #[test]
@@ -92,13 +96,17 @@ fn what_a_collector_refuses_is_counted_with_its_answer() {
     let namespan = run(&program, &sink.endpoint(), &[SOON]);
     program.run_times(5);
     assert_eq!(count(&sink.wait_for_count(10, PATIENCE)), (5, 5));
+    assert_eq!(sink.wait_for_span_count(5, PATIENCE).len(), 5);
     sink.refuse(StatusCode::BAD_REQUEST);
     program.run_times(10);
     let finished = namespan.stop();
     let summary = finished.summary;
     assert_eq!((summary.seen, summary.exported, summary.dropped), (30, 10, 20), "{summary:?}");
     assert_eq!(summary.reasons, [("permanent:400".to_owned(), 20)].into());
-    assert_eq!(sink.records().len(), 10);
+    let spans = summary.spans();
+    assert_eq!((spans.made, spans.exported, spans.dropped), (15, 5, 10), "{spans:?}");
+    assert_eq!(spans.reasons, [("permanent:400".to_owned(), 10)].into());
+    assert_eq!((sink.records().len(), sink.spans().len()), (10, 5));
 }
 
 #[test]
@@ -115,6 +123,9 @@ fn what_cannot_be_delivered_before_the_end_is_counted() {
     assert!(began.elapsed() < Duration::from_secs(8), "the drain has a deadline: {:?}", began.elapsed());
     assert_eq!((summary.seen, summary.exported, summary.dropped), (20, 0, 20), "{summary:?}");
     assert_eq!(summary.reasons, [("shutdown".to_owned(), 20)].into());
+    let spans = summary.spans();
+    assert_eq!((spans.made, spans.exported, spans.dropped), (10, 0, 10), "{spans:?}");
+    assert_eq!(spans.reasons, [("shutdown".to_owned(), 10)].into());
 }
 
 #[test]
@@ -130,7 +141,7 @@ fn being_asked_to_end_it_drains_what_was_collected() {
         program.run_times(20);
         let finished = namespan.stop_by(signal).shipped_all();
         assert_eq!(finished.summary.exported, 40);
-        assert_eq!(count(&sink.records()), (20, 20));
+        assert_eq!((count(&sink.records()), sink.spans().len()), ((20, 20), 20));
     }
 }
 
@@ -177,7 +188,8 @@ fn requests_may_be_compressed() {
             let namespan = Namespan::run(&arguments);
             program.run_times(5);
             assert_eq!(namespan.stop().shipped_all().summary.exported, 10);
-            assert_eq!(count(program.of(&sink.records())), (5, 5), "{protocol} {compression}");
+            let came = (count(program.of(&sink.records())), sink.spans().len());
+            assert_eq!(came, ((5, 5), 5), "{protocol} {compression}");
         }
     }
 }

@@ -11,7 +11,7 @@ use namespan_integration::namespan::{Namespan, shipped, table};
 use namespan_integration::needs::{Need, met};
 use namespan_integration::program::{Program, Ran, count, exec_of, exit_of};
 use namespan_integration::rotel::Rotel;
-use namespan_integration::sink::{self, Record, Sink};
+use namespan_integration::sink::{Record, Sink, lines};
 
 /// Prints its namespaces, then becomes `ls`; by its path, or busybox would run it within the shell.
 const NAMESPACES_THEN_LS: &str =
@@ -365,11 +365,7 @@ fn json_lines_are_requests_and_hold_every_event() {
     let on_host = ls_on_the_host(&program);
     let container = docker.run("json", &[], &["/bin/ls"]);
     let finished = namespan.stop().without_loss();
-    let records: Vec<Record> = String::from_utf8(finished.stdout)
-        .unwrap()
-        .lines()
-        .flat_map(|line| sink::records(serde_json::from_str(line).unwrap()))
-        .collect();
+    let (records, _) = lines(&finished.stdout);
     assert_eq!(records.len() as u64, finished.summary.seen);
     assert_eq!(finished.summary.printed, finished.summary.seen);
     let of_program = program.of(&records);

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Starts docker-compose.yml, runs `ls /` in a container, and expects its exec record, whole, in what stands in for Loki.
+# Starts docker-compose.yml, runs `ls /` in a container, and expects its exec record, whole, in what stands in for Loki, and its
+# span in what stands in for Jaeger.
 # override.yml says what is real here and what is not. As root, with a Docker daemon; `make compose-test` sees to both.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -74,19 +75,32 @@ mapfile -t instructions < <(grep -E '^(ENTRYPOINT|CMD) ' exporter/Dockerfile)
 import namespan "$(root $binary /usr/local/bin/namespan)" "${instructions[@]}"
 import collector "$(root $collector /bin/rotel-agent)" 'ENTRYPOINT ["/bin/rotel-agent"]'
 
-# The record's resource and its attributes, as the collector prints them.
-expected() {
+# The container's resource, as the collector prints it, and within it what the rules given find: they set `found`.
+of_container() {
     awk -v name="$marker" -v host="$(uname --nodename)" -v id="$(cat /etc/machine-id)" '
-        /^ResourceLog #/ { named = hosted = identified = imaged = exec = 0 }
-        /^ScopeLogs #/ { right = named && hosted && identified && imaged }
-        /^LogRecord #/ { exec = 0 }
+        /^Resource(Logs?|Spans?) #/ { named = hosted = identified = imaged = exec = 0 }
+        /^Scope(Logs|Spans) #/ { right = named && hosted && identified && imaged }
         $0 ~ "-> container.name: Str\\(" name "\\)$" { named = 1 }
         $0 ~ "-> container.image.name: Str\\(namespan-test\\)$" { imaged = 1 }
         $0 ~ "-> host.name: Str\\(" host "\\)$" { hosted = 1 }
         $0 ~ "-> host.id: Str\\(" id "\\)$" { identified = 1 }
-        /^EventName: namespan.process.exec$/ { exec = 1 }
-        /-> process.command_args: Slice\(Str\(ls\), Str\(\/\)\)$/ && right && exec { found = 1 }
+        '"$1"'
         END { exit !found }'
+}
+
+record() {
+    of_container '
+        /^LogRecord #/ { exec = 0 }
+        /^EventName: namespan.process.exec$/ { exec = 1 }
+        /-> process.command_args: Slice\(Str\(ls\), Str\(\/\)\)$/ && right && exec { found = 1 }'
+}
+
+span() {
+    of_container '
+        /^Span #/ { ls = ended = 0 }
+        /^    Name +: busybox ls$/ { ls = 1 }
+        /-> process.exit.code: Int\(0\)$/ { ended = 1 }
+        ls && ended && right { found = 1 }'
 }
 
 fail() {
@@ -99,10 +113,11 @@ fail() {
 
 "${compose[@]}" up --detach --no-build >"$work/up" 2>&1 || { cat "$work/up" >&2; fail "the services did not start"; }
 loki=$("${compose[@]}" ps --quiet loki)
+jaeger=$("${compose[@]}" ps --quiet jaeger)
 deadline=$((SECONDS + seconds))
 # Each time anew: the first ones may come before Namespan watches.
-until docker logs "$loki" 2>/dev/null | expected; do
-    [ $SECONDS -lt $deadline ] || fail "no such record of '$marker' within $seconds s"
+until docker logs "$loki" 2>/dev/null | record && docker logs "$jaeger" 2>/dev/null | span; do
+    [ $SECONDS -lt $deadline ] || fail "no such record and span of '$marker' within $seconds s"
     docker run --rm --name $marker --network none namespan-test:busybox ls / >/dev/null || fail "a container did not run"
 done
-printf 'compose: the exec of %s went through every service\n1 passed, 0 failed\n' $marker
+printf 'compose: the exec and the span of %s went through every service\n1 passed, 0 failed\n' $marker

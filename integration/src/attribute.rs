@@ -93,3 +93,10 @@ pub fn attributes(pairs: Vec<KeyValue>) -> Attributes {
     assert_eq!(map.len(), count, "keys are unique: {map:?}");
     map
 }
+
+/// All of these, each with this value.
+pub fn has(attributes: &Attributes, what: &str, expected: &[(&str, Value)]) {
+    for (key, value) in expected {
+        assert_eq!(attributes.get(*key), Some(value), "{key} of {what}: {attributes:#?}");
+    }
+}

@@ -38,7 +38,7 @@ impl Docker {
             fs::create_dir(root.path().join(directory)).unwrap();
         }
         fs::copy("/bin/busybox", bin.join("busybox")).unwrap();
-        for applet in ["sh", "ls", "true", "false", "sleep", "readlink", "unshare", "hostname", "cat"] {
+        for applet in ["sh", "ls", "true", "false", "sleep", "readlink", "unshare", "hostname", "cat", "tail"] {
             symlink("busybox", bin.join(applet)).unwrap();
         }
         let script = r#"tar -C "$1" -c . | docker import - "$2""#;

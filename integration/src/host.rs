@@ -39,6 +39,13 @@ pub fn stat(pid: i64, field: usize) -> i64 {
     after_comm.split_whitespace().nth(field - 3).unwrap().parse().unwrap()
 }
 
+/// Whether a process that is not ours to wait for is gone, or has only its parent to wait for.
+#[must_use]
+pub fn has_ended(pid: i64) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(')').is_none_or(|(_, after_comm)| after_comm.trim_start().starts_with(['Z', 'X']))
+}
+
 /// The last number of `NSpid`: the pid in the process's own PID namespace.
 #[must_use]
 pub fn vpid(pid: i64) -> i64 {

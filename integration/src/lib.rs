@@ -19,8 +19,11 @@ pub mod process;
 pub mod program;
 pub mod rotel;
 pub mod sink;
+pub mod span;
+pub mod strace;
 pub mod time;
 pub mod watched;
+pub mod workload;
 
 use std::time::Duration;
 

@@ -10,6 +10,7 @@ use rustix::process::Signal;
 
 use crate::process::Process;
 use crate::sink::{Record, Sink};
+use crate::span::{Span, assert_complete, assert_consistent};
 use crate::{PATIENCE, needs};
 
 /// Its log has this word once all probes are attached.
@@ -33,6 +34,19 @@ pub struct Finished {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Summary {
     pub seen: u64,
+    pub exported: u64,
+    pub rejected: u64,
+    pub printed: u64,
+    pub dropped: u64,
+    pub reasons: BTreeMap<String, u64>,
+    /// `None`: there are no spans.
+    pub spans: Option<SpanSummary>,
+}
+
+/// What became of the spans.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SpanSummary {
+    pub made: u64,
     pub exported: u64,
     pub rejected: u64,
     pub printed: u64,
@@ -65,6 +79,14 @@ impl Namespan {
         let process = Process::start(command);
         process.wait_for_line(READY, PATIENCE);
         Self { process }
+    }
+
+    /// The most memory that it has had so far, in KiB.
+    #[must_use]
+    pub fn peak_memory_kib(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.process.pid.as_raw_pid())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+        line.trim().strip_suffix(" kB").unwrap().parse().unwrap()
     }
 
     /// What it has printed so far, once there is such an answer.
@@ -103,43 +125,71 @@ impl Finished {
     #[must_use]
     pub fn without_loss(self) -> Self {
         assert!(self.status.success(), "{}: {}", self.status, self.stderr);
-        assert_eq!(self.summary.dropped, 0, "{}", self.stderr);
+        assert_eq!((self.summary.dropped, self.summary.spans().dropped), (0, 0), "{}", self.stderr);
         assert!(!self.stderr.contains("panicked"), "{}", self.stderr);
         self
     }
 
-    /// And every event has reached the collector.
+    /// And every event and every span has reached the collector.
     #[must_use]
     pub fn shipped_all(self) -> Self {
         let this = self.without_loss();
+        let spans = this.summary.spans();
         assert_eq!(this.summary.seen, this.summary.exported, "{}", this.stderr);
+        assert_eq!(spans.made, spans.exported, "{}", this.stderr);
         this
     }
 }
 
 impl Summary {
-    /// `namespan: seen 123, exported 120, rejected 0, dropped 3 (queue_full 2, ring_full 1)`; parts may be missing.
+    /// `namespan: seen 123, exported 120, rejected 0, dropped 3 (queue_full 2, ring_full 1); spans 60, exported 60, ...`;
+    /// parts may be missing.
     #[must_use]
     pub fn parse(line: &str) -> Option<Self> {
-        let after = |word: &str| {
-            let (_, rest) = line.split_once(&format!("{word} "))?;
-            rest.split(|character: char| !character.is_ascii_digit()).next()?.parse().ok()
+        let (events, spans) = match line.split_once("; ") {
+            Some((events, spans)) => (events, Some(spans)),
+            None => (line, None),
         };
-        let inner = line.split_once('(').and_then(|(_, rest)| rest.rsplit_once(')')).map_or("", |(inner, _)| inner);
-        let reasons = inner
-            .split(", ")
-            .filter_map(|reason| reason.rsplit_once(' '))
-            .map(|(reason, count)| Some((reason.to_owned(), count.parse().ok()?)))
-            .collect::<Option<BTreeMap<_, _>>>()?;
+        let spans = match spans {
+            Some(spans) => Some(SpanSummary {
+                made: count(spans, "spans")?,
+                exported: count(spans, "exported").unwrap_or_default(),
+                rejected: count(spans, "rejected").unwrap_or_default(),
+                printed: count(spans, "printed").unwrap_or_default(),
+                dropped: count(spans, "dropped")?,
+                reasons: reasons(spans)?,
+            }),
+            None => None,
+        };
         Some(Self {
-            seen: after("seen")?,
-            exported: after("exported").unwrap_or_default(),
-            rejected: after("rejected").unwrap_or_default(),
-            printed: after("printed").unwrap_or_default(),
-            dropped: after("dropped")?,
-            reasons,
+            seen: count(events, "seen")?,
+            exported: count(events, "exported").unwrap_or_default(),
+            rejected: count(events, "rejected").unwrap_or_default(),
+            printed: count(events, "printed").unwrap_or_default(),
+            dropped: count(events, "dropped")?,
+            reasons: reasons(events)?,
+            spans,
         })
     }
+
+    /// Zeros where there are none.
+    #[must_use]
+    pub fn spans(&self) -> SpanSummary {
+        self.spans.clone().unwrap_or_default()
+    }
+}
+
+/// The number after this word.
+fn count(part: &str, word: &str) -> Option<u64> {
+    let (_, rest) = part.split_once(&format!("{word} "))?;
+    rest.split(|character: char| !character.is_ascii_digit()).next()?.parse().ok()
+}
+
+/// In parentheses at the end.
+fn reasons(part: &str) -> Option<BTreeMap<String, u64>> {
+    let inner = part.split_once('(').and_then(|(_, rest)| rest.rsplit_once(')')).map_or("", |(inner, _)| inner);
+    let pairs = inner.split(", ").filter_map(|reason| reason.rsplit_once(' '));
+    pairs.map(|(reason, count)| Some((reason.to_owned(), count.parse().ok()?))).collect()
 }
 
 /// Processes of a process group.
@@ -153,13 +203,36 @@ fn members(group: i32) -> impl Iterator<Item = String> {
 
 /// Ships to a sink, with these further arguments, what happens meanwhile; nothing of it may be lost.
 pub fn shipped(arguments: &[&str], meanwhile: impl FnOnce()) -> Vec<Record> {
-    let sink = Sink::start();
-    let namespan = Namespan::run(&[&["--console", "none", "--endpoint", &sink.endpoint()], arguments].concat());
-    meanwhile();
-    let summary = namespan.stop().shipped_all().summary;
-    let records = sink.records();
-    assert_eq!(records.len() as u64, summary.exported);
+    let (finished, records, _) = ship(arguments, &[], meanwhile);
+    assert!(finished.shipped_all().status.success());
     records
+}
+
+/// The same, with the spans; for runs without filters: nothing may be told without its surroundings.
+pub fn traced(arguments: &[&str], meanwhile: impl FnOnce()) -> (Vec<Record>, Vec<Span>) {
+    let (finished, records, spans) = ship(arguments, &[], meanwhile);
+    assert!(finished.shipped_all().status.success());
+    assert_consistent(&records, &spans);
+    assert_complete(&records, &spans);
+    (records, spans)
+}
+
+/// Ships to a sink what happens meanwhile; the collector has what is said to be exported, and nothing is lost.
+pub fn ship(
+    arguments: &[&str],
+    environment: &[(&str, &str)],
+    meanwhile: impl FnOnce(),
+) -> (Finished, Vec<Record>, Vec<Span>) {
+    let sink = Sink::start();
+    let endpoint = sink.endpoint();
+    let arguments = [&["--console", "none", "--endpoint", &endpoint], arguments].concat();
+    let namespan = Namespan::run_with(&arguments, environment);
+    meanwhile();
+    let finished = namespan.stop().without_loss();
+    let (records, spans) = (sink.records(), sink.spans());
+    let came = (records.len() as u64, spans.len() as u64);
+    assert_eq!(came, (finished.summary.exported, finished.summary.spans().exported), "{}", finished.stderr);
+    (finished, records, spans)
 }
 
 /// The table of what happens meanwhile.
@@ -192,6 +265,30 @@ mod tests {
         assert_eq!(summary.reasons, [("permanent:400".into(), 1), ("queue_full".into(), 2)].into());
         let summary = Summary::parse("namespan: seen 5, printed 5, dropped 0").unwrap();
         assert_eq!((summary.seen, summary.printed, summary.dropped, summary.reasons.len()), (5, 5, 0, 0));
+        assert_eq!(summary.spans, None);
         assert_eq!(Summary::parse("error: no"), None);
+    }
+
+    #[test]
+    fn events_and_spans_are_counted_apart_with_losses_in_either() {
+        let line = "namespan: seen 10, exported 7, rejected 1, dropped 2 (queue_full 2); \
+                    spans 5, exported 1, rejected 1, dropped 3 (permanent:400 2, shutdown 1)";
+        let summary = Summary::parse(line).unwrap();
+        assert_eq!((summary.seen, summary.exported, summary.rejected, summary.dropped), (10, 7, 1, 2));
+        assert_eq!(summary.reasons, [("queue_full".into(), 2)].into());
+        let spans = summary.spans.unwrap();
+        assert_eq!((spans.made, spans.exported, spans.rejected, spans.printed, spans.dropped), (5, 1, 1, 0, 3));
+        assert_eq!(spans.reasons, [("permanent:400".into(), 2), ("shutdown".into(), 1)].into());
+
+        let line = "namespan: seen 10, dropped 0; spans 5, exported 4, rejected 0, printed 5, dropped 1 (queue_full 1)";
+        let summary = Summary::parse(line).unwrap();
+        assert_eq!((summary.seen, summary.exported, summary.printed, summary.reasons.len()), (10, 0, 0, 0));
+        let spans = summary.spans();
+        assert_eq!((spans.made, spans.exported, spans.printed, spans.dropped), (5, 4, 5, 1));
+
+        let summary = Summary::parse("namespan: seen 2, printed 2, dropped 0; spans 1, printed 1, dropped 0").unwrap();
+        assert_eq!((summary.printed, summary.dropped), (2, 0));
+        assert_eq!(summary.spans, Some(SpanSummary { made: 1, printed: 1, ..SpanSummary::default() }));
+        assert_eq!(Summary::default().spans(), SpanSummary::default());
     }
 }

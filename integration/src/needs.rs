@@ -11,6 +11,8 @@ pub enum Need {
     Namespan,
     Rotel,
     Docker,
+    /// In `PATH`.
+    Program(&'static str),
 }
 
 /// Whether all is there; says what is not.
@@ -23,17 +25,22 @@ pub fn met(needs: &[Need]) -> bool {
 }
 
 fn missing(need: Need) -> Option<String> {
-    if !rustix::process::geteuid().is_root() {
-        return Some("BPF programs are loaded by root only".to_owned());
-    }
+    let root = rustix::process::geteuid().is_root();
+    let privilege = (!root).then(|| "BPF programs are loaded by root only".to_owned());
     let file = |path: PathBuf, what: &str| (!path.is_file()).then(|| format!("{what} is not at {}", path.display()));
     match need {
-        Need::Namespan => file(namespan(), "namespan (set NAMESPAN_BIN, or run `make build`)")
+        Need::Namespan => privilege
+            .or_else(|| file(namespan(), "namespan (set NAMESPAN_BIN, or run `make build`)"))
             .or_else(|| file(PathBuf::from("/bin/busybox"), "busybox-static")),
         Need::Rotel => file(rotel(), "rotel-agent (set NAMESPAN_ROTEL, or run .ci/test-deps)"),
         Need::Docker => {
             let answered = Command::new("docker").arg("info").output().is_ok_and(|output| output.status.success());
             (!answered).then(|| "no Docker daemon answers (.ci/with-docker starts one)".to_owned())
+        }
+        Need::Program(name) => {
+            let path = std::env::var_os("PATH").unwrap_or_default();
+            let found = std::env::split_paths(&path).any(|directory| directory.join(name).is_file());
+            (!found).then(|| format!("{name} is not installed (run .ci/test-deps)"))
         }
     }
 }

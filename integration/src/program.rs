@@ -2,10 +2,11 @@
 
 use std::ffi::OsStr;
 use std::fs;
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 use tempfile::TempDir;
@@ -31,6 +32,15 @@ pub struct Ran {
     pub status: ExitStatus,
     pub before_ns: u64,
     pub after_ns: u64,
+}
+
+/// A shell that is told its commands one by one.
+#[derive(Debug)]
+pub struct Shell {
+    pub pid: i64,
+    process: Child,
+    commands: ChildStdin,
+    answers: BufReader<ChildStdout>,
 }
 
 impl Program {
@@ -83,6 +93,32 @@ impl Program {
 impl Default for Program {
     fn default() -> Self {
         Self::new()
+    }
+}
+
+impl Shell {
+    /// From a command that reads what to do from standard input.
+    #[must_use]
+    pub fn start(command: &mut Command) -> Self {
+        let mut process = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+        let (commands, answers) = (process.stdin.take().unwrap(), process.stdout.take().unwrap());
+        Self { pid: process.id().into(), process, commands, answers: BufReader::new(answers) }
+    }
+
+    /// Returns when it is done.
+    pub fn run(&mut self, command: &str) {
+        writeln!(self.commands, "{command}; echo").unwrap();
+        let mut line = String::new();
+        self.answers.read_line(&mut line).unwrap();
+        assert_eq!(line, "\n", "what {command} has printed");
+    }
+
+    /// Lets it come to the end of its input.
+    #[must_use]
+    pub fn end(self) -> ExitStatus {
+        let Self { mut process, commands, .. } = self;
+        drop(commands);
+        process.wait().unwrap()
     }
 }
 

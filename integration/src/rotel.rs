@@ -7,7 +7,8 @@ use std::time::Duration;
 use tempfile::TempDir;
 
 use crate::process::Process;
-use crate::sink::Sink;
+use crate::sink::{Record, Sink};
+use crate::span::Span;
 use crate::watched::poll;
 use crate::{PATIENCE, needs};
 
@@ -51,8 +52,14 @@ impl Rotel {
 
     /// The records of the sink, when all that namespan says it has exported are there.
     #[must_use]
-    pub fn delivered(&self, sink: &Sink, exported: u64) -> Vec<crate::sink::Record> {
+    pub fn delivered(&self, sink: &Sink, exported: u64) -> Vec<Record> {
         sink.wait_for_count(exported.try_into().unwrap(), Duration::from_secs(20))
+    }
+
+    /// The same, of spans.
+    #[must_use]
+    pub fn delivered_spans(&self, sink: &Sink, exported: u64) -> Vec<Span> {
+        sink.wait_for_span_count(exported.try_into().unwrap(), Duration::from_secs(20))
     }
 }
 
