@@ -53,7 +53,7 @@ pub struct Run {
     pub config: Option<PathBuf>,
 
     /// Print each event, or trees of processes that have ended [default: table if no endpoint is set, else none]
-    #[arg(long, value_name = "FORMAT", value_parser = ["table", "tree", "jsonl", "none"])]
+    #[arg(long, value_name = "FORMAT", value_parser = ["table", "tree", "jsonl", "none"], overrides_with = "console")]
     pub console: Option<String>,
 
     /// Stop by itself after this long, such as 10s, 500ms or 1h30m
@@ -244,6 +244,14 @@ mod tests {
                 assert!(message.contains(part), "{part} in {message}");
             }
         }
+    }
+
+    #[test]
+    fn the_last_console_counts_as_make_run_has_one_of_its_own() {
+        let Command::Run(run) = parse("namespan run --console table --console tree").unwrap().command else {
+            panic!("run expected");
+        };
+        assert_eq!(run.console.as_deref(), Some("tree"));
     }
 
     #[test]
