@@ -1,7 +1,10 @@
 //! Where traces begin: what no span hangs below, and what is told of those that live too long.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use namespan_integration::namespan::{ship, traced};
@@ -9,7 +12,9 @@ use namespan_integration::needs::{Need, met};
 use namespan_integration::program::{Program, Shell, exec_of, exit_of, ran};
 use namespan_integration::sink::Record;
 use namespan_integration::span::{Span, assert_consistent, name_of, names, only_child, span_of, started_by};
+use namespan_integration::watched::poll;
 use namespan_integration::workload::Account;
+use namespan_integration::{PATIENCE, host};
 
 #[test]
 fn what_an_init_starts_begins_a_trace_and_names_it() {
@@ -201,4 +206,60 @@ fn of_what_lives_through_a_restart_records_agree_and_a_span_is_told_once_for_its
     assert_eq!(child.links, []);
     let ids: BTreeSet<_> = first.iter().chain(&second).map(|span| &span.span_id).collect();
     assert_eq!(ids.len(), first.len() + second.len());
+}
+
+/// A cgroup like a container's, removed when dropped.
+struct Cgroup(PathBuf);
+
+impl Cgroup {
+    fn new(id: &str) -> Self {
+        let path = host::cgroup2_mount().join(id);
+        fs::create_dir(&path).unwrap();
+        Self(path)
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        // A process that is just ending still counts.
+        let removed = poll(PATIENCE, || fs::remove_dir(&self.0).ok());
+        assert!(removed.is_some() || std::thread::panicking(), "{} is in use", self.0.display());
+    }
+}
+
+#[test]
+fn no_record_of_a_container_overtakes_another_while_docker_says_nothing() {
+    if !met(&[Need::Namespan]) {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    // Somebody who takes every question and answers none.
+    let socket = directory.path().join("docker.sock");
+    let _silent = UnixListener::bind(&socket).unwrap();
+    let config = directory.path().join("namespan.yaml");
+    for (room, id) in [("8MiB", "a".repeat(64)), ("16KiB", "b".repeat(64))] {
+        fs::write(&config, format!("enrich: {{wait_bytes: {room}}}\n")).unwrap();
+        let cgroup = Cgroup::new(&id);
+        let arguments = ["--docker-socket", socket.to_str().unwrap(), "--config", config.to_str().unwrap()];
+        // For longer than a record waits.
+        let script = r#"echo $$ > "$0/cgroup.procs"; end=$(($(date +%s) + 2))
+            while [ $(date +%s) -lt $end ]; do /bin/sh -c '/bin/true; exit 0'; done"#;
+        let mut shell = 0;
+        let (_, spans) = traced(&arguments, || {
+            let ran = ran(Command::new("/bin/sh").args(["-c", script]).arg(&cgroup.0));
+            assert!(ran.status.success(), "{}", ran.status);
+            shell = ran.pid;
+        });
+        let is_shell = |span: &&&Span| span.name == name_of("/bin/sh");
+        let shells = started_by(&spans, shell);
+        let shells: Vec<_> = shells.iter().filter(is_shell).collect();
+        assert!(shells.len() > 50, "{}", shells.len());
+        for inner in shells {
+            assert_eq!(*inner.of_resource("container.id"), id.as_str().into(), "{inner:#?}");
+            assert_eq!(*inner.get("namespan.container.attribution"), "cgroup_path".into(), "{inner:#?}");
+            // The outer shell began on the host.
+            assert_eq!(*inner.get("namespan.trace.boundary"), "container".into(), "{inner:#?}");
+            only_child(&spans, inner.pid()).assert_child_of(inner);
+        }
+    }
 }

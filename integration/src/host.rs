@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
+use std::path::PathBuf;
 
 pub const NAMESPACES: [&str; 8] = ["pid", "net", "mnt", "uts", "ipc", "user", "cgroup", "time"];
 
@@ -64,12 +65,18 @@ pub fn cgroups(process: &str) -> Vec<String> {
     lines.lines().map(shown).collect()
 }
 
+/// Where the cgroup v2 hierarchy is mounted.
+#[must_use]
+pub fn cgroup2_mount() -> PathBuf {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let mount = mounts.lines().find(|line| line.contains(" - cgroup2 ")).expect("a cgroup v2 mount");
+    mount.split_whitespace().nth(4).unwrap().into()
+}
+
 /// The inode number of the cgroup v2 directory of a process: its cgroup id.
 #[must_use]
 pub fn cgroup_id(process: &str) -> i64 {
-    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
-    let mount = mounts.lines().find(|line| line.contains(" - cgroup2 ")).expect("a cgroup v2 mount");
-    let mount = mount.split_whitespace().nth(4).unwrap();
+    let mount = cgroup2_mount();
     let path = cgroups(process).into_iter().find_map(|line| Some(line.strip_prefix("0::")?.to_owned())).unwrap();
-    fs::metadata(format!("{mount}{path}")).unwrap().ino().cast_signed()
+    fs::metadata(format!("{}{path}", mount.display())).unwrap().ino().cast_signed()
 }
