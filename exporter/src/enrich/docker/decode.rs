@@ -7,6 +7,7 @@ use bollard::models::{
     ImageInspect,
 };
 
+use crate::config;
 use crate::enrich::container::{Container, Pod, Service};
 
 /// The events asked for.
@@ -47,10 +48,7 @@ pub struct Labels(pub Vec<String>);
 
 impl Labels {
     fn allow(&self, key: &str) -> bool {
-        self.0.iter().any(|allowed| match allowed.strip_suffix('*') {
-            Some(prefix) => key.starts_with(prefix),
-            None => key == allowed,
-        })
+        self.0.iter().any(|allowed| config::matches(allowed, key.as_bytes()))
     }
 
     fn pick(&self, labels: HashMap<String, String>) -> Vec<(String, String)> {
