@@ -2,12 +2,12 @@
 
 use aya_ebpf::bindings::BPF_ANY;
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::HashMap;
-use namespan_ebpf::settings::{COMM_PREFIX_MAX, PATH_PREFIX_MAX, PREFIXES_MAX, UIDS_MAX, scope};
-use namespan_ebpf::wire::{Counter, section};
+use aya_ebpf::maps::{HashMap, LruHashMap};
+use namespan_ebpf::settings::{COMM_PREFIX_MAX, PATH_PREFIX_MAX, PREFIXES_MAX, UIDS_MAX};
+use namespan_ebpf::wire::{CgroupKey, Counter, Place, section};
 
 use crate::kernel::{Access, Ptr, copy, element, is_absent, off, pointer, setting};
-use crate::record::{Identity, Record, number, optional, put};
+use crate::record::{Identity, Record, mount_namespace, number, optional, put};
 
 /// Processes whose exec passed a filter that can't be asked again at their exit. User space sets the size.
 #[map]
@@ -62,30 +62,36 @@ pub fn uid(who: &Identity) -> Result<(), Counter> {
     Err(Counter::Filtered)
 }
 
-/// Writes the cgroup paths into the record, and asks the filter for the host or for containers.
+/// Where processes are that user space does not want. It decides by what it knows of the container, once for each place.
+/// User space sets the size.
+#[map]
+static UNWANTED: LruHashMap<Place, u8> = LruHashMap::with_max_entries(1, 0);
+
+/// Only the places that are not known to be unwanted; writes the others' ids and paths into the record.
 #[inline(always)]
 pub fn cgroups<A: Access>(record: &Record, task: Ptr) -> Result<(), Counter> {
-    let told = setting!(scope);
     let set = pointer::<A>(task, off!(task_cgroups)).ok_or(Counter::LostUnreadable)?;
     let cgroup = pointer::<A>(set, off!(css_set_dfl_cgrp)).ok_or(Counter::LostUnreadable)?;
     let node = pointer::<A>(cgroup, off!(cgroup_kn)).ok_or(Counter::LostUnreadable)?;
-    let id = number::<A, u64>(node, off!(kernfs_id))?;
-    record.cgroup::<A>(section::CGROUP, cgroup, told);
-    let mut id_v1 = 0;
-    record.section(section::CGROUP_V1, 0);
-    if let Some(v1) = v1_cgroup::<A>(set, cgroup) {
+    let v1 = v1_cgroup::<A>(set, cgroup);
+    let mut key = CgroupKey { v2: number::<A, u64>(node, off!(kernfs_id))?, v1: 0 };
+    if let Some(v1) = v1 {
         let node = pointer::<A>(v1, off!(cgroup_kn)).ok_or(Counter::LostUnreadable)?;
-        id_v1 = number::<A, u64>(node, off!(kernfs_id))?;
-        record.cgroup::<A>(section::CGROUP_V1, v1, told);
+        key.v1 = number::<A, u64>(node, off!(kernfs_id))?;
+    }
+    if setting!(selects) != 0 {
+        let place = Place { cgroup: key, mount_ns: mount_namespace::<A>(task).into() };
+        // SAFETY: nothing is read.
+        if unsafe { UNWANTED.get(&place) }.is_some() {
+            return Err(Counter::Filtered);
+        }
     }
     let to = record.process();
-    put!(to.cgroup_id = id);
-    put!(to.cgroup_v1_id = id_v1);
-    match told {
-        scope::HOST if record.is_of_container() => Err(Counter::Filtered),
-        scope::CONTAINERS if !record.is_of_container() => Err(Counter::Filtered),
-        _ => Ok(()),
-    }
+    put!(to.cgroup_id = key.v2);
+    put!(to.cgroup_v1_id = key.v1);
+    record.cgroup::<A>(section::CGROUP, Some(cgroup));
+    record.cgroup::<A>(section::CGROUP_V1, v1);
+    Ok(())
 }
 
 /// The cgroup in the v1 hierarchy of one controller; `None` where that controller belongs to v2.

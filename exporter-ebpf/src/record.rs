@@ -2,7 +2,6 @@
 
 use core::ptr::read_volatile;
 
-use namespan_ebpf::settings::scope;
 use namespan_ebpf::wire::{self, Counter, flag, ns, section};
 
 use crate::kernel::{Access, Probed, Ptr, copy, copy_str, is_absent, off, pointer};
@@ -29,10 +28,6 @@ const _: () = assert!(
 );
 /// Components nearer to the leaf that are stepped over on deeper paths.
 const CGROUP_SKIP: u32 = 256;
-/// Hexadecimal digits of a container's id.
-const ID_DIGITS: u32 = 64;
-/// Bytes of `.scope`.
-const SCOPE: u32 = 6;
 
 /// Writes a field of the fixed part.
 macro_rules! put {
@@ -58,7 +53,6 @@ impl Record {
         let to = record.process();
         put!(to.len = (size_of::<wire::Process>() + size_of::<Detail>()) as u32);
         put!(to.flags = 0);
-        put!(to.reserved = [0; 2]);
         record
     }
 
@@ -69,12 +63,6 @@ impl Record {
     }
 
     #[inline(always)]
-    fn unflag(&self, flag: u16) {
-        let to = self.process();
-        put!(to.flags = self.flags() & !flag);
-    }
-
-    #[inline(always)]
     fn flags(&self) -> u16 {
         // SAFETY: within the fixed part.
         unsafe { read_volatile(&raw const (*self.process()).flags) }
@@ -82,12 +70,7 @@ impl Record {
 
     #[inline(always)]
     pub fn is_incomplete(&self) -> bool {
-        self.flags() & !(flag::UNLINKED | flag::CONTAINER | flag::OOM_VICTIM) != 0
-    }
-
-    #[inline(always)]
-    pub fn is_of_container(&self) -> bool {
-        self.flags() & flag::CONTAINER != 0
+        self.flags() & !(flag::UNLINKED | flag::OOM_VICTIM) != 0
     }
 
     /// Bytes so far.
@@ -163,10 +146,12 @@ impl Record {
         self.section(section::PATH, bytes);
     }
 
-    /// The cgroup's path as a section, leaf first; flagged if it names a container, and `told` is about that.
+    /// The cgroup's path as a section, leaf first; empty if there is none.
     #[inline(always)]
-    pub fn cgroup<A: Access>(&self, index: usize, cgroup: Ptr, told: u32) {
+    pub fn cgroup<A: Access>(&self, index: usize, cgroup: Option<Ptr>) {
         let start = self.len();
+        self.set_section(index, 0);
+        let Some(cgroup) = cgroup else { return };
         let level = A::load::<u32>(cgroup, off!(cgroup_level)).unwrap_or(0);
         let mut node = pointer::<A>(cgroup, off!(cgroup_kn));
         // The components nearest to the root say whose the process is, and only those below are the workload's to choose.
@@ -194,13 +179,6 @@ impl Record {
                 self.flag(flag::CGROUP_FAULT);
                 break;
             };
-            if told != scope::ALL {
-                if names_container(to, bytes) {
-                    self.flag(flag::CONTAINER);
-                } else if is_delegated(to) {
-                    self.unflag(flag::CONTAINER);
-                }
-            }
             // Its NUL stays as the separator.
             self.grow((bytes & (NAME_SIZE - 1)) + 1);
             node = Some(parent);
@@ -221,6 +199,7 @@ impl Record {
         put!(to.time_boot_ns = now);
         put!(to.start_boot_ns = number::<A, u64>(leader, off!(task_start_boottime))?);
         put!(to.parent_start_boot_ns = number::<A, u64>(parent_leader, off!(task_start_boottime))?);
+        put!(to.parent_mnt_ns = mount_namespace::<A>(parent));
         put!(to.self_exec_id = number::<A, u64>(leader, off!(task_self_exec_id))?);
         put!(to.parent_exec_id = number::<A, u64>(leader, off!(task_parent_exec_id))?);
         put!(to.tgid = number::<A, u32>(task, off!(task_tgid))?);
@@ -326,77 +305,6 @@ impl Identity {
     }
 }
 
-/// Whether a cgroup's name ends with a container's id, as every runtime's does, give or take systemd's `.scope`.
-/// Arithmetic instead of branches wherever it can be: each way through would be one more for the verifier to follow.
-#[inline(always)]
-fn names_container(name: *const u8, bytes: u32) -> bool {
-    let suffix = byte(&raw const SUFFIX, u32::from(byte(name, bytes.wrapping_sub(SCOPE))));
-    let first = bytes.wrapping_sub(u32::from(suffix)).wrapping_sub(ID_DIGITS);
-    if first > NAME_SIZE {
-        return false;
-    }
-    // Read back, or the compiler takes the masks below apart by what it knows of the length, and the verifier does not
-    // follow.
-    // SAFETY: a live local.
-    let first = unsafe { read_volatile(&raw const first) };
-    let mut digits = HIGH_BITS;
-    let mut at = 0;
-    while at < ID_DIGITS {
-        digits &= hexadecimal(name, first.wrapping_add(at));
-        at += 8;
-    }
-    // A digit before the first of them makes it a longer number, which is no id.
-    let before = hexadecimal(name, first.wrapping_sub(1)) & 0x80;
-    // A monitor (`crio-conmon-`, `libpod-conmon-`) is named like its container, and runs on the host.
-    let monitor = word(name, first.wrapping_sub(8)).to_le() >> 8 == CONMON && first >= 8;
-    digits == HIGH_BITS && (first == 0 || before == 0) && !monitor
-}
-
-/// `conmon-`, as it stands in memory.
-const CONMON: u64 = u64::from_le_bytes(*b"conmon-\0");
-
-/// Whether a cgroup is a user's own systemd: what lies below it is named by that user, and nothing there vouches for an id.
-#[inline(always)]
-fn is_delegated(name: *const u8) -> bool {
-    const USER: u64 = u64::from_le_bytes(*b"user@\0\0\0");
-    word(name, 0).to_le() << 24 >> 24 == USER
-}
-
-/// Eight bytes from `index` on.
-#[inline(always)]
-fn word(name: *const u8, index: u32) -> u64 {
-    // SAFETY: the name was copied with room for `NAME_SIZE` bytes, and the buffer goes on behind it.
-    unsafe { name.wrapping_add((index & (NAME_SIZE - 1)) as usize).cast::<u64>().read_unaligned() }
-}
-
-const HIGH_BITS: u64 = 0x8080_8080_8080_8080;
-
-/// The high bit of each of the eight bytes from `index` on that is a lower-case hexadecimal digit.
-#[inline(always)]
-fn hexadecimal(name: *const u8, index: u32) -> u64 {
-    const EACH: u64 = 0x0101_0101_0101_0101;
-    let word = word(name, index);
-    let low = word & !HIGH_BITS;
-    // No sum of seven bits and less than 0x80 carries into the next byte.
-    let at_least = |digit: u8| low + EACH * u64::from(0x80 - digit);
-    let decimal = at_least(b'0') & !at_least(b'9' + 1);
-    let letter = at_least(b'a') & !at_least(b'f' + 1);
-    (decimal | letter) & !word & HIGH_BITS
-}
-
-/// Bytes of the suffix that a byte in its first place means.
-static SUFFIX: [u8; NAME_SIZE as usize] = {
-    let mut suffix = [0; NAME_SIZE as usize];
-    suffix[b'.' as usize] = SCOPE as u8;
-    suffix
-};
-
-#[inline(always)]
-fn byte<T>(from: *const T, index: u32) -> u8 {
-    // SAFETY: at least `NAME_SIZE` bytes are there.
-    unsafe { read_volatile(from.cast::<u8>().wrapping_add((index & (NAME_SIZE - 1)) as usize)) }
-}
-
 /// A number that every record has.
 #[inline(always)]
 pub fn number<A: Access, T: Copy + Default>(base: Ptr, offset: u32) -> Result<T, Counter> {
@@ -421,6 +329,13 @@ fn inum<A: Access>(namespace: Option<Ptr>, offset: u32) -> u32 {
         Some(namespace) if !is_absent(offset) => A::load(namespace, offset).unwrap_or(0),
         _ => 0,
     }
+}
+
+/// Inode number of a thread's mount namespace; 0 if it has none any more.
+#[inline(always)]
+pub fn mount_namespace<A: Access>(task: Ptr) -> u32 {
+    let nsproxy = pointer::<A>(task, off!(task_nsproxy));
+    inum::<A>(nsproxy.and_then(|nsproxy| optional::<A>(nsproxy, off!(nsproxy_mnt))), off!(mnt_ns_inum))
 }
 
 /// The number in the host's PID namespace of a `struct pid` in `signal_struct.pids`; 0 if there is none.

@@ -2,15 +2,6 @@
 
 use zerocopy::{Immutable, IntoBytes, KnownLayout};
 
-/// Which processes are told of.
-pub mod scope {
-    pub const ALL: u32 = 0;
-    /// Only processes whose cgroup path names no container.
-    pub const HOST: u32 = 1;
-    /// Only processes whose cgroup path names a container.
-    pub const CONTAINERS: u32 = 2;
-}
-
 /// Most entries of the uid filter.
 pub const UIDS_MAX: usize = 16;
 /// Most entries of the comm filter and of the path filter.
@@ -28,8 +19,8 @@ pub struct Settings {
     pub wakeup_bytes: u64,
     /// Most argument bytes per record, at most [`crate::wire::ARGS_MAX`].
     pub args_limit: u32,
-    /// One of [`scope`].
-    pub scope: u32,
+    /// Not 0: there may be cgroups whose processes are not told of.
+    pub selects: u32,
     /// Our own pid in our own PID namespace, and that namespace's inode: never told of.
     pub self_vpid: u32,
     pub self_pid_ns: u32,
@@ -56,7 +47,7 @@ impl Settings {
     pub const DEFAULT: Self = Self {
         wakeup_bytes: 64 * 1024,
         args_limit: 32 * 1024,
-        scope: scope::ALL,
+        selects: 0,
         self_vpid: 0,
         self_pid_ns: 0,
         uid_count: 0,

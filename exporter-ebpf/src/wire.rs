@@ -32,12 +32,10 @@ pub mod flag {
     pub const CGROUP_FAULT: u16 = 1 << 4;
     /// The executable has no name any more in any directory (unlinked or a memfd).
     pub const UNLINKED: u16 = 1 << 5;
-    /// A component of the cgroup's path names a container; set only while a filter asks.
-    pub const CONTAINER: u16 = 1 << 6;
     /// Exit only: the kernel chose the process to free memory (`signal_struct.oom_mm` is set).
-    pub const OOM_VICTIM: u16 = 1 << 7;
+    pub const OOM_VICTIM: u16 = 1 << 6;
     /// Exec only: not all of the environment could be searched for a trace context.
-    pub const ENV_UNREAD: u16 = 1 << 8;
+    pub const ENV_UNREAD: u16 = 1 << 7;
 }
 
 /// Order of [`Process::namespaces`].
@@ -124,7 +122,27 @@ pub struct Process {
     pub comm: [u8; 16],
     /// Bytes of each section in the order of [`section`].
     pub sections: [u16; section::COUNT],
-    pub reserved: [u16; 2],
+    /// Inode number of the parent's mount namespace; 0: not known.
+    pub parent_mnt_ns: u32,
+}
+
+/// Where processes are that are not told of: a cgroup alone is a place that a privileged container could hide in.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Place {
+    pub cgroup: CgroupKey,
+    /// Inode number of the mount namespace; 0: the process has none any more.
+    pub mount_ns: u64,
+}
+
+/// Names a process's cgroups: both ids, as on a hybrid host either hierarchy may know what the other does not.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct CgroupKey {
+    /// As [`Process::cgroup_id`].
+    pub v2: u64,
+    /// As [`Process::cgroup_v1_id`].
+    pub v1: u64,
 }
 
 #[repr(C)]

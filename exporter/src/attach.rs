@@ -7,22 +7,25 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _};
 
-use aya::maps::{MapData, PerCpuArray, RingBuf};
+use aya::maps::{HashMap, MapData, PerCpuArray, RingBuf};
 use aya::programs::{BtfTracePoint, ProgramError, TracePoint};
 use aya::{Btf, Ebpf, EbpfError, EbpfLoader, Endianness};
 use namespan_ebpf::offsets::Offsets;
-use namespan_ebpf::settings::{Settings, scope};
-use namespan_ebpf::wire::{Counter, Program};
+use namespan_ebpf::settings::Settings;
+use namespan_ebpf::wire::{Counter, Place, Program};
 use thiserror::Error;
 use zerocopy::IntoBytes as _;
 
-use crate::config::{Filters, Probes, Scope};
+use crate::config::{Filters, Probes};
 
 /// Every program's object file; rustc built it, so its structs are ours and its kernel offsets come from [`btf`].
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/probes"));
 
 /// Processes whose exits are remembered to be told of while a filter by comm or path is on.
 const TRACKED_ENTRIES: u32 = 65_536;
+
+/// Places that are filtered in the kernel; of those that have no room one event comes up each time they are found again.
+const UNWANTED_ENTRIES: u32 = 16_384;
 
 /// Programs on BTF tracepoints: name of the program, tracepoint.
 const BTF_PROBES: [(&str, &str, Program); 2] =
@@ -139,8 +142,9 @@ const LOST: [(&str, Counter); 4] = [
     ("kernel_untracked", Counter::LostUntracked),
 ];
 
-/// Loads every program that the settings ask for and attaches it. Returns the ring's reader beside the programs.
-pub fn attach(probes: &Probes) -> Result<(Attached, RingBuf<MapData>), AttachError> {
+/// Loads every program that the settings ask for and attaches it. Returns the ring's reader and, where containers are
+/// filtered, the kernel's list of them beside the programs.
+pub fn attach(probes: &Probes) -> Result<(Attached, RingBuf<MapData>, Option<Unwanted>), AttachError> {
     let kernel = btf::read_kernel()?;
     let resolved = btf::Btf::parse(&kernel)?.resolve()?;
     let types = Btf::parse(&kernel, Endianness::default()).map_err(|source| AttachError::Load(source.into()))?;
@@ -161,7 +165,36 @@ pub fn attach(probes: &Probes) -> Result<(Attached, RingBuf<MapData>), AttachErr
     let ring = ring.map_err(|source| AttachError::Map { name: "RING", source })?;
     let counters = PerCpuArray::try_from(take_map(&mut ebpf, "COUNTERS")?);
     let counters = counters.map_err(|source| AttachError::Map { name: "COUNTERS", source })?;
-    Ok((Attached { ebpf, counters, missing: resolved.missing, skipped: [0; _] }, ring))
+    let unwanted = if probes.filters.selects() {
+        let map = HashMap::try_from(take_map(&mut ebpf, "UNWANTED")?);
+        Some(Unwanted { map: map.map_err(|source| AttachError::Map { name: "UNWANTED", source })? })
+    } else {
+        None
+    };
+    Ok((Attached { ebpf, counters, missing: resolved.missing, skipped: [0; _] }, ring, unwanted))
+}
+
+/// Where processes are that the kernel side does not tell of.
+pub struct Unwanted {
+    /// By the fields of a [`Place`].
+    map: HashMap<MapData, [u64; 3], u8>,
+}
+
+impl Unwanted {
+    pub fn add(&mut self, place: Place) -> Result<(), AttachError> {
+        let added = self.map.insert(key(place), 0, 0);
+        added.map_err(|source| AttachError::Map { name: "UNWANTED", source })
+    }
+
+    /// It may be wanted again.
+    pub fn remove(&mut self, place: Place) {
+        // It may have been pushed out.
+        let _absent = self.map.remove(&key(place));
+    }
+}
+
+fn key(Place { cgroup, mount_ns }: Place) -> [u64; 3] {
+    [cgroup.v2, cgroup.v1, mount_ns]
 }
 
 /// A hook that was tried, and what the kernel said.
@@ -253,6 +286,7 @@ fn load(probes: &Probes, offsets: &Offsets, types: &Btf) -> Result<Ebpf, AttachE
         .override_global("SETTINGS", settings.as_bytes(), true)
         .map_max_entries("RING", probes.ring_bytes)
         .map_max_entries("EXEC_SCRATCH", u32::try_from(cpus).unwrap_or(u32::MAX))
+        .map_max_entries("UNWANTED", if probes.filters.selects() { UNWANTED_ENTRIES } else { 1 })
         .map_max_entries("TRACKED", if tracks { TRACKED_ENTRIES } else { 1 })
         .load(OBJECT)
         .map_err(AttachError::Load)
@@ -318,17 +352,13 @@ fn mount_tracefs() -> Result<(), AttachError> {
 
 /// The kernel side's settings; the configuration has checked every length.
 fn settings(probes: &Probes) -> Settings {
-    let Filters { scope: told, uids, comms, paths } = &probes.filters;
+    let Filters { uids, comms, paths, .. } = &probes.filters;
     let mut settings = Settings::DEFAULT;
     settings.args_limit = probes.args_limit;
     settings.env_context = probes.env_context.into();
     // A ring smaller than two thresholds would fill before its reader wakes.
     settings.wakeup_bytes = settings.wakeup_bytes.min(u64::from(probes.ring_bytes) / 4);
-    settings.scope = match told {
-        Scope::All => scope::ALL,
-        Scope::Host => scope::HOST,
-        Scope::Containers => scope::CONTAINERS,
-    };
+    settings.selects = probes.filters.selects().into();
     for (slot, uid) in settings.uids.iter_mut().zip(uids) {
         *slot = *uid;
         settings.uid_count += 1;

@@ -163,7 +163,7 @@ fn split(bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
 }
 
 /// A cgroup path as the kernel side walks it: the leaf first, each component ended by NUL.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CgroupPath<'a>(pub &'a [u8]);
 
 impl<'a> CgroupPath<'a> {
@@ -177,6 +177,24 @@ impl<'a> CgroupPath<'a> {
     #[must_use]
     pub fn root_to_leaf(self) -> impl DoubleEndedIterator<Item = &'a [u8]> + use<'a> {
         self.leaf_to_root().rev()
+    }
+
+    /// The cgroups from the topmost one to this one.
+    pub fn from_root(self) -> impl Iterator<Item = Self> + use<'a> {
+        let bytes = self.0;
+        let mut end = bytes.len();
+        std::iter::from_fn(move || {
+            let rest = bytes.get(..end)?;
+            let leaf = rest.iter().rposition(|byte| *byte != 0)?;
+            end = rest.get(..leaf)?.iter().rposition(|byte| *byte == 0).map_or(0, |nul| nul + 1);
+            Some(Self(bytes.get(end..)?))
+        })
+    }
+
+    /// Its own name; empty for the root.
+    #[must_use]
+    pub fn leaf(self) -> &'a [u8] {
+        self.leaf_to_root().next().unwrap_or_default()
     }
 
     /// The process is in the root cgroup, or the host has no such hierarchy.

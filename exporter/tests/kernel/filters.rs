@@ -8,7 +8,7 @@ use std::process::Command;
 use namespan::config::{Filters, Probes, Scope};
 use namespan::event::Event;
 use namespan_ebpf::settings::{PATH_PREFIX_MAX, PREFIXES_MAX, UIDS_MAX};
-use namespan_ebpf::wire::{Counter, Program};
+use namespan_ebpf::wire::{CgroupKey, Counter, Place, Program, ns};
 
 use crate::helpers::{helper, output};
 use crate::watch::{Ended, Watch, execs, exits, ready};
@@ -110,6 +110,7 @@ fn every_filter_at_once_is_accepted_and_all_must_agree() {
         uids: vec![1234],
         comms: vec!["busybox".into()],
         paths: vec!["/usr/bin/busybox".into(), "/bin/busybox".into()],
+        ..Filters::default()
     };
     let Some(mut watch) = watch(filters) else { return };
     let other = run_true(BUSYBOX, "x");
@@ -119,57 +120,27 @@ fn every_filter_at_once_is_accepted_and_all_must_agree() {
     assert_eq!([other, wanted].map(|pid| told(&ended, pid)), [(0, 0), (1, 1)]);
 }
 
-/// Of processes in cgroups of these names: which are told of, with the scope of the host and that of containers.
-#[track_caller]
-fn scopes(mount: &Path, names: &[&str]) -> Option<[Vec<bool>; 2]> {
-    let in_scope = |scope| {
-        let mut watch = watch(Filters { scope, ..Filters::default() })?;
-        let mut pids = Vec::new();
-        for name in names {
-            pids.push(Cgroup::new(mount, name).run_true("x"));
-        }
-        let plain = run_true(BUSYBOX, "x");
-        if scope == Scope::Host {
-            watch.find(exits(plain));
-        } else {
-            let told = pids[0];
-            watch.find(exits(told));
-        }
-        let ended = watch.end_whole();
-        assert_eq!(told(&ended, plain), if scope == Scope::Host { (1, 1) } else { (0, 0) });
-        // The shell was not in there yet when it was executed.
-        let is_told = |pid: &u32| match (scope, told(&ended, *pid)) {
-            (Scope::Containers, (0, 0)) | (Scope::Host, (1, 0)) => false,
-            (Scope::Containers, (1, 1)) | (Scope::Host, (2, 1)) => true,
-            other => panic!("{other:?}"),
-        };
-        Some(pids.iter().map(is_told).collect())
-    };
-    Some([in_scope(Scope::Host)?, in_scope(Scope::Containers)?])
-}
-
 #[test]
-fn the_host_and_its_containers_are_told_apart_by_the_cgroup_of_either_version() {
+fn a_cgroup_that_is_not_wanted_is_filtered_in_either_version_until_it_is_wanted_again() {
     if !ready() {
         return;
     }
-    let id = "0123456789abcdef".repeat(4);
-    let containers = [id.clone(), format!("docker-{id}.scope"), format!("{}/{id}/init.scope/below", token())];
-    let hosts = [
-        id[1..].to_owned(),
-        format!("a{id}"),
-        format!("docker-{}.scope", &id[1..]),
-        format!("docker-f{id}.scope"),
-        format!("{}.slice", token()),
-        format!("{id}.service"),
-        id.to_uppercase(),
-    ];
-    let names: Vec<_> = containers.iter().chain(&hosts).map(String::as_str).collect();
-    let expected: Vec<_> = (0..names.len()).map(|at| at < containers.len()).collect();
     for mount in [cgroup2(), cgroup1().map(|(_, mount)| mount)].into_iter().flatten() {
-        let Some([host, container]) = scopes(&mount, &names) else { return };
-        assert_eq!(container, expected, "{names:?} in {}", mount.display());
-        assert_eq!(host, expected.iter().map(|container| !container).collect::<Vec<_>>());
+        let Some(mut watch) = watch(Filters { scope: Scope::Host, ..Filters::default() }) else { return };
+        let cgroup = Cgroup::new(&mount, &token());
+        let first = cgroup.run_true("x");
+        let process = watch.find(exits(first)).event().process;
+        let cgroup_key = CgroupKey { v2: process.cgroup_id, v1: process.cgroup_v1_id };
+        let place = Place { cgroup: cgroup_key, mount_ns: process.namespaces[ns::MNT].into() };
+        watch.unwanted.as_mut().unwrap().add(place).unwrap();
+        let unwanted = cgroup.run_true("x");
+        watch.unwanted.as_mut().unwrap().remove(place);
+        let last = cgroup.run_true("x");
+        watch.find(exits(last));
+        let ended = watch.end_whole();
+        // The shell was not in there yet when it was executed.
+        assert_eq!([first, unwanted, last].map(|pid| told(&ended, pid)), [(2, 1), (1, 0), (2, 1)]);
+        counts_filtered(&ended, 1);
     }
 }
 

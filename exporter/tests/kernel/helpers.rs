@@ -174,7 +174,7 @@ fn mounts_tracefs() -> c_int {
 
 /// Attaches, and leaves watching to a child while it execs and exits itself. The child prints what it was told of us.
 fn not_itself(token: &str) -> c_int {
-    let (attached, mut ring) = attach(&Probes::default()).unwrap();
+    let (attached, mut ring, _) = attach(&Probes::default()).unwrap();
     let ourselves = std::process::id();
     // SAFETY: this process has one thread.
     if unsafe { libc::fork() } != 0 {

@@ -3,7 +3,7 @@
 use std::fs;
 use std::time::{Duration, Instant};
 
-use namespan::attach::{Attached, Counted, attach};
+use namespan::attach::{Attached, Counted, Unwanted, attach};
 use namespan::config::Probes;
 use namespan::decode;
 use namespan::event::{Event, Exec, Exit, Kind, ProcessId};
@@ -95,6 +95,8 @@ pub fn execs_as(command: &str, token: &str) -> impl Fn(&Event<'_>) -> bool {
 pub struct Watch {
     attached: Attached,
     ring: Ring,
+    /// There is one where containers are filtered.
+    pub unwanted: Option<Unwanted>,
     runtime: Runtime,
     told: Vec<Told>,
 }
@@ -112,13 +114,13 @@ impl Watch {
             return None;
         }
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let (attached, ring) = attach(probes).unwrap();
+        let (attached, ring, unwanted) = attach(probes).unwrap();
         assert_eq!(attached.missing, Vec::<&str>::new(), "this kernel has all that is looked for");
         let ring = {
             let _within = runtime.enter();
             Ring::new(ring).unwrap()
         };
-        Some(Self { attached, ring, runtime, told: Vec::new() })
+        Some(Self { attached, ring, unwanted, runtime, told: Vec::new() })
     }
 
     /// Everything by its default.
