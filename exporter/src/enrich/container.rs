@@ -1,5 +1,6 @@
 //! A container as its runtime describes it.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 
 use crate::config;
@@ -7,6 +8,10 @@ use crate::model::semconv::{SERVICE_NAME, SERVICE_NAMESPACE};
 
 /// Longest name or value that is taken from a container's configuration, in bytes.
 const VALUE_MAX: usize = 1024;
+/// Longest name of a container, in bytes: hostnames end at 64, Kubernetes' names at 253.
+const NAME_MAX: usize = 255;
+/// Most labels that are sent of a container.
+const LABELS_MAX: usize = 64;
 /// Longest key of an attribute, in bytes.
 const KEY_MAX: usize = 128;
 /// Most attributes.
@@ -35,26 +40,131 @@ const POD_NAMESPACE_LABEL: &str = "io.kubernetes.pod.namespace";
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Container {
-    /// Full id, 64 hexadecimal digits for most runtimes.
+    /// As its runtime has it: 64 hexadecimal digits for most, a free text for containerd's own clients, nspawn and LXC.
     pub id: String,
     /// `docker`, `containerd`, ...
     pub runtime: &'static str,
+    /// containerd's namespace; `None` for other runtimes, and where it is not known.
+    pub namespace: Option<String>,
+    /// Whose container it is, if it is not root's: the user id of a rootless runtime.
+    pub user: Option<u32>,
     /// `None`: no runtime has told (yet).
     pub name: Option<String>,
     pub image: Option<Image>,
-    /// Allowed labels only, by key.
+    /// Those that are sent, by key.
     pub labels: Vec<(String, String)>,
+    /// Those that filters ask for, by key.
+    pub matched: Vec<(String, String)>,
     pub service: Service,
     pub pod: Pod,
+}
+
+/// What a runtime says of a container, in the same words for all of them. Everything but the id may be missing.
+#[derive(Clone, Debug, Default)]
+pub struct Described {
+    pub id: String,
+    pub namespace: Option<String>,
+    pub user: Option<u32>,
+    pub name: Option<String>,
+    pub image: Option<Image>,
+    pub labels: HashMap<String, String>,
+    /// The environment of its first process, as `KEY=value`; all but two variables are forgotten.
+    pub env: Vec<String>,
+    /// `None`: as the labels say.
+    pub pod: Option<Pod>,
 }
 
 impl Container {
     /// As its cgroup path tells of it.
     #[must_use]
     pub fn of_id(id: String, runtime: &'static str) -> Self {
-        let (service, pod) = (Service::default(), Pod::default());
-        Self { id, runtime, name: None, image: None, labels: Vec::new(), service, pod }
+        Self {
+            id,
+            runtime,
+            namespace: None,
+            user: None,
+            name: None,
+            image: None,
+            labels: Vec::new(),
+            matched: Vec::new(),
+            service: Service::default(),
+            pod: Pod::default(),
+        }
     }
+
+    /// As its runtime describes it, within the bounds of what is kept of a text.
+    #[must_use]
+    pub fn described(runtime: &'static str, described: Described, labels: &Labels) -> Self {
+        let Described { id, namespace, user, name, image, labels: all, env, pod } = described;
+        let service = Service::of(&env, &all);
+        let pod = pod.unwrap_or_else(|| Pod::of(&all));
+        let name = name.map(|name| bounded(name, NAME_MAX)).filter(|name| !name.is_empty());
+        let (labels, matched) = labels.pick(all);
+        Self { id, runtime, namespace, user, name, image, labels, matched, service, pod }
+    }
+
+    /// Its name among all containers of all runtimes of the host: an id of 64 digits says it all, but for what the users of
+    /// a host say, which can be any id.
+    #[must_use]
+    pub fn key(&self) -> Cow<'_, str> {
+        key(self.runtime, self.namespace.as_deref(), self.user, &self.id)
+    }
+}
+
+/// As [`Container::key`].
+#[must_use]
+pub fn key<'a>(runtime: &str, namespace: Option<&str>, user: Option<u32>, id: &'a str) -> Cow<'a, str> {
+    match user {
+        Some(user) => format!("{user}/{runtime}/{id}").into(),
+        None if is_full_id(id.as_bytes()) => id.into(),
+        None => format!("{runtime}/{}/{id}", namespace.unwrap_or_default()).into(),
+    }
+}
+
+type Pairs = Vec<(String, String)>;
+
+/// Which labels are kept. `*` at the end of a key matches any rest.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Labels {
+    /// Keys of labels to send.
+    pub sent: Vec<String>,
+    /// Keys that filters ask for.
+    pub matched: Vec<String>,
+}
+
+impl Labels {
+    #[must_use]
+    pub fn sends(&self, key: &str) -> bool {
+        self.sent.iter().any(|allowed| config::matches(allowed, key.as_bytes()))
+    }
+
+    /// Those to send, and those that filters ask for, each by key.
+    fn pick(&self, labels: HashMap<String, String>) -> (Pairs, Pairs) {
+        let (mut sent, mut matched) = (Vec::new(), Vec::new());
+        for (key, value) in labels {
+            let value = bounded(value, VALUE_MAX);
+            if self.matched.contains(&key) {
+                matched.push((key.clone(), value.clone()));
+            }
+            if self.sends(&key) && is_usable_key(&key) {
+                sent.push((key, value));
+            }
+        }
+        sent.sort_unstable();
+        matched.sort_unstable();
+        sent.truncate(LABELS_MAX);
+        (sent, matched)
+    }
+}
+
+/// A text of at most so many bytes.
+fn bounded(mut text: String, bytes: usize) -> String {
+    let mut end = text.len().min(bytes);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    text.truncate(end);
+    text
 }
 
 /// The service that a container is part of, as its configuration says.
@@ -140,6 +250,19 @@ pub struct Image {
     pub repo_digests: Vec<String>,
 }
 
+impl Image {
+    /// As its reference tells of it.
+    #[must_use]
+    pub fn of(Reference { name, tag, digest }: Reference<'_>, id: Option<String>) -> Self {
+        Self {
+            name: name.to_owned(),
+            tags: tag.map(ToOwned::to_owned).into_iter().collect(),
+            id,
+            repo_digests: digest.map(|digest| format!("{name}@{digest}")).into_iter().collect(),
+        }
+    }
+}
+
 /// An image reference, taken apart: `registry:5000/a/b:tag@sha256:...`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reference<'a> {
@@ -180,6 +303,12 @@ impl<'a> Reference<'a> {
 #[must_use]
 pub fn is_image_id(text: &str) -> bool {
     text.starts_with("sha256:") || ((12..=64).contains(&text.len()) && is_lower_hex(text.as_bytes()))
+}
+
+/// Whether it is a full id: 64 hexadecimal digits.
+#[must_use]
+pub fn is_full_id(id: &[u8]) -> bool {
+    id.len() == 64 && is_lower_hex(id)
 }
 
 pub(super) fn is_lower_hex(bytes: &[u8]) -> bool {

@@ -2,7 +2,11 @@
 
 use zerocopy::FromZeros;
 
+use namespan_ebpf::wire;
+
+use super::runtime::{Link, Place, Update};
 use super::*;
+use crate::config::Runtimes;
 use crate::event::{CgroupPath, Exit, ExitStatus, Kind};
 
 const GRACE: Duration = Duration::from_secs(30);
@@ -11,7 +15,7 @@ const WAIT: Duration = Duration::from_millis(500);
 
 fn config(entries: usize) -> Enrich {
     Enrich {
-        docker_socket: None,
+        runtimes: Runtimes::OFF,
         cache_entries: NonZeroUsize::new(entries).unwrap(),
         cache_grace: GRACE,
         cache_negative: NEGATIVE,
@@ -41,12 +45,12 @@ fn named(number: u64, name: &str) -> Arc<Container> {
 }
 
 fn known(number: u64, name: &str) -> Update {
-    Update::Known { container: named(number, name), how: How::RuntimeEvent }
+    Update::Known { container: named(number, name), how: How::RuntimeEvent, place: Place::default() }
 }
 
 #[track_caller]
 fn ready(verdict: Verdict) -> (Arc<Container>, How) {
-    let Verdict::Ready(Attribution { owner: Owner::Container(container), how }) = verdict else {
+    let Verdict::Ready(Attribution { owner: Owner::Container(container), how, .. }) = verdict else {
         panic!("not a container: {verdict:?}")
     };
     (container, how)
@@ -58,6 +62,15 @@ fn waits(verdict: &Verdict) -> Instant {
     *until
 }
 
+fn source(name: &'static str, answers_for: &'static [&'static str], lookups: mpsc::Sender<String>) -> Source {
+    Source { name, answers_for, files: false, lookups }
+}
+
+fn attribute(enricher: &mut Enricher, event: &Event<'_>, now: Instant) -> Verdict {
+    let stand = enricher.stand(event, now);
+    enricher.attribute(&stand, now)
+}
+
 struct Docker {
     enricher: Enricher,
     lookups: mpsc::Receiver<String>,
@@ -66,16 +79,20 @@ struct Docker {
 
 fn docker(entries: usize, room: usize) -> Docker {
     let (sender, lookups) = mpsc::channel(room);
-    Docker { enricher: Enricher::new(&config(entries), Some(sender)), lookups, now: Instant::now() }
+    Docker {
+        enricher: Enricher::new(&config(entries), vec![source("docker", &["docker", "containerd"], sender)]),
+        lookups,
+        now: Instant::now(),
+    }
 }
 
 impl Docker {
     fn attribute(&mut self, number: u64) -> Verdict {
-        self.enricher.attribute(&event(number + 100, &path(number)), self.now)
+        attribute(&mut self.enricher, &event(number + 100, &path(number)), self.now)
     }
 
     fn apply(&mut self, update: Update) {
-        self.enricher.apply(update, self.now);
+        self.enricher.apply(0, update, self.now);
     }
 
     fn asked(&mut self) -> Vec<String> {
@@ -87,8 +104,11 @@ impl Docker {
 fn the_host_is_remembered_too() {
     let mut docker = docker(4, 4);
     for _ in 0..3 {
-        let verdict = docker.enricher.attribute(&event(7, b"a.service\0system.slice\0"), docker.now);
-        assert!(matches!(verdict, Verdict::Ready(Attribution { owner: Owner::Host, how: How::None })));
+        let verdict = attribute(&mut docker.enricher, &event(7, b"a.service\0system.slice\0"), docker.now);
+        let Verdict::Ready(Attribution { owner: Owner::Host(Some(unit)), how: How::None, .. }) = verdict else {
+            panic!("{verdict:?}")
+        };
+        assert_eq!(unit.service(), Some("a"));
     }
     assert_eq!(docker.enricher.stats(), Stats { hits: 2, misses: 1, ..Stats::default() });
 }
@@ -124,7 +144,8 @@ fn a_runtime_that_hangs_delays_only_a_container_s_first_records() {
 fn at_the_deadline_the_id_alone_is_the_answer() {
     let mut docker = docker(4, 4);
     waits(&docker.attribute(1));
-    let attribution = docker.enricher.attribute_now(&event(101, &path(1)), docker.now);
+    let stand = docker.enricher.stand(&event(101, &path(1)), docker.now);
+    let attribution = docker.enricher.settle(&stand);
     let (container, how) = ready(Verdict::Ready(attribution));
     assert_eq!((container.id.clone(), container.name.clone(), how), (id(1), None, How::CgroupPath));
 }
@@ -133,7 +154,7 @@ fn at_the_deadline_the_id_alone_is_the_answer() {
 fn a_negative_answer_holds_for_its_time() {
     let mut docker = docker(4, 4);
     waits(&docker.attribute(1));
-    docker.apply(Update::Unknown { id: id(1) });
+    docker.apply(Update::Unknown { key: id(1) });
     docker.asked();
     assert_eq!(ready(docker.attribute(1)).1, How::CgroupPath);
     docker.now = (docker.now + NEGATIVE).checked_sub(Duration::from_nanos(1)).unwrap();
@@ -148,14 +169,14 @@ fn a_negative_answer_holds_for_its_time() {
 fn a_late_negative_answer_does_not_undo_what_is_known() {
     let mut docker = docker(4, 4);
     docker.apply(known(1, "web"));
-    docker.apply(Update::Unknown { id: id(1) });
+    docker.apply(Update::Unknown { key: id(1) });
     assert_eq!(ready(docker.attribute(1)).1, How::RuntimeEvent);
 }
 
 #[test]
 fn without_a_runtime_nothing_waits() {
-    let mut off = Enricher::new(&config(4), None);
-    assert_eq!(ready(off.attribute(&event(1, &path(1)), Instant::now())).1, How::CgroupPath);
+    let mut off = Enricher::new(&config(4), Vec::new());
+    assert_eq!(ready(attribute(&mut off, &event(1, &path(1)), Instant::now())).1, How::CgroupPath);
 
     let mut docker = docker(4, 4);
     docker.apply(known(2, "db"));
@@ -189,7 +210,7 @@ fn a_task_that_has_ended_is_not_waited_for() {
 fn other_runtimes_containers_are_not_asked_for() {
     let mut docker = docker(4, 4);
     let path = format!("libpod-{}.scope\0machine.slice\0", id(1)).into_bytes();
-    let (container, how) = ready(docker.enricher.attribute(&event(1, &path), docker.now));
+    let (container, how) = ready(attribute(&mut docker.enricher, &event(1, &path), docker.now));
     assert_eq!((container.runtime, how), ("podman", How::CgroupPath));
     assert!(docker.asked().is_empty());
 }
@@ -210,7 +231,7 @@ fn the_arc_changes_with_the_data_and_only_then() {
     let mut docker = docker(4, 4);
     docker.apply(known(1, "web"));
     let (first, _) = ready(docker.attribute(1));
-    docker.apply(Update::Known { container: named(1, "web"), how: How::RuntimeApi });
+    docker.apply(Update::Known { container: named(1, "web"), how: How::RuntimeApi, place: Place::default() });
     let (same, how) = ready(docker.attribute(1));
     assert!(Arc::ptr_eq(&first, &same) && how == How::RuntimeEvent);
     docker.apply(known(1, "renamed"));
@@ -222,16 +243,16 @@ fn the_arc_changes_with_the_data_and_only_then() {
 fn a_container_that_is_gone_is_remembered_for_the_grace_period() {
     let mut docker = docker(4, 4);
     docker.apply(known(1, "web"));
-    docker.apply(Update::Gone { id: id(1) });
+    docker.apply(Update::Gone { key: id(1) });
     docker.now = (docker.now + GRACE).checked_sub(Duration::from_nanos(1)).unwrap();
     assert_eq!(ready(docker.attribute(1)).0.name.as_deref(), Some("web"));
     docker.now += Duration::from_nanos(1);
     waits(&docker.attribute(1));
     assert_eq!(docker.enricher.containers.len(), 1);
-    docker.apply(Update::Gone { id: id(1) });
+    docker.apply(Update::Gone { key: id(1) });
     docker.apply(known(1, "again"));
     docker.now += 2 * GRACE;
-    docker.apply(Update::Gone { id: id(9) });
+    docker.apply(Update::Gone { key: id(9) });
     assert_eq!(ready(docker.attribute(1)).0.name.as_deref(), Some("again"));
     assert_eq!(docker.enricher.stats().evictions, 0);
 }
@@ -245,7 +266,8 @@ fn a_thousand_containers_pass_through_a_small_cache() {
         assert_eq!(ready(docker.attribute(number)).1, How::RuntimeEvent);
     }
     assert_eq!(docker.enricher.containers.len(), 64);
-    let expected = Stats { hits: 1000, misses: 1000, evictions: 936, cgroup_evictions: 744, ..Stats::default() };
+    let expected =
+        Stats { hits: 1000, misses: 1000, evictions: 936, cgroup_evictions: 744, containers: 64, ..Stats::default() };
     assert_eq!(docker.enricher.stats(), expected);
     waits(&docker.attribute(0));
     assert_eq!(docker.enricher.stats().evictions, 937);
@@ -258,12 +280,12 @@ fn those_that_are_gone_make_room_first_and_are_no_evictions() {
     for number in 0..1000 {
         docker.apply(known(number, "x"));
         docker.attribute(number);
-        docker.apply(Update::Gone { id: id(number) });
+        docker.apply(Update::Gone { key: id(number) });
     }
     assert_eq!((docker.enricher.containers.len(), docker.enricher.stats().evictions), (64, 0));
     assert_eq!(ready(docker.attribute(5000)).0.name.as_deref(), Some("old and quiet"));
     docker.now += GRACE;
-    docker.apply(Update::Gone { id: id(0) });
+    docker.apply(Update::Gone { key: id(0) });
     assert_eq!(docker.enricher.containers.len(), 1);
 }
 
@@ -293,7 +315,7 @@ fn a_path_that_could_not_be_read_is_not_remembered() {
     let mut docker = docker(4, 4);
     let mut faulty = event(101, b"");
     faulty.process.flags = wire::flag::CGROUP_FAULT;
-    docker.enricher.attribute(&faulty, docker.now);
+    attribute(&mut docker.enricher, &faulty, docker.now);
     waits(&docker.attribute(1));
     assert_eq!(docker.enricher.stats().misses, 2);
 }
@@ -304,7 +326,7 @@ fn restarts_for_ever_take_no_more_memory() {
     for _ in 0..1000 {
         docker.now += Duration::from_millis(1);
         docker.apply(known(1, "crash loop"));
-        docker.apply(Update::Gone { id: id(1) });
+        docker.apply(Update::Gone { key: id(1) });
     }
     assert!(docker.enricher.containers.marks() <= 9);
 }

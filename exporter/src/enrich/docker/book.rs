@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 use lru::LruCache;
 
 use super::decode::{Facts, Seen};
+use crate::enrich::How;
 use crate::enrich::container::{Container, Image, Reference, is_image_id};
-use crate::enrich::{How, Update};
+use crate::enrich::runtime::{Place, Update};
 
 /// Most questions to the daemon at any time.
 const IN_FLIGHT: usize = 16;
@@ -24,6 +25,7 @@ const IMAGES: NonZeroUsize = NonZeroUsize::new(256).unwrap();
 const WAITING: usize = 1024;
 
 pub struct Book {
+    runtime: &'static str,
     known: LruCache<String, Known>,
     /// By reference or id as asked for; `None`: the daemon has no such image (any more).
     images: LruCache<String, Option<Facts>>,
@@ -47,6 +49,7 @@ pub struct Book {
 struct Known {
     container: Arc<Container>,
     how: How,
+    place: Place,
     /// As written, for an image still to come.
     image: Option<String>,
     /// Its configuration is known. It cannot change, but for the name.
@@ -92,8 +95,9 @@ pub enum ImageAnswer {
 }
 
 impl Book {
-    pub fn new(capacity: NonZeroUsize, patience: Duration) -> Self {
+    pub fn new(runtime: &'static str, capacity: NonZeroUsize, patience: Duration) -> Self {
         Self {
+            runtime,
             known: LruCache::sparse(capacity),
             images: LruCache::sparse(IMAGES),
             generation: 0,
@@ -155,7 +159,7 @@ impl Book {
                 }
             }
             (Inspection::Missing | Inspection::Failed, Some(_)) => self.answered(id, &question, false),
-            (Inspection::Missing, None) => self.updates.push(Update::Unknown { id: id.to_owned() }),
+            (Inspection::Missing, None) => self.updates.push(Update::Unknown { key: id.to_owned() }),
             (Inspection::Failed, None) => {}
         }
     }
@@ -164,11 +168,11 @@ impl Book {
     pub fn end(&mut self, id: &str, destroyed: bool) {
         self.listed.remove(id);
         let Some(known) = self.known.get_mut(id) else {
-            self.updates.push(Update::Gone { id: id.to_owned() });
+            self.updates.push(Update::Gone { key: id.to_owned() });
             return;
         };
         if known.life == Life::Running && known.told {
-            self.updates.push(Update::Gone { id: id.to_owned() });
+            self.updates.push(Update::Gone { key: id.to_owned() });
         }
         known.life = known.life.max(if destroyed { Life::Destroyed } else { Life::Ended });
         self.forget_destroyed(id);
@@ -277,8 +281,9 @@ impl Book {
     /// Makes room for a container, of which only the id is known so far.
     fn insert(&mut self, id: &str, how: How) {
         let known = Known {
-            container: Arc::new(Container::of_id(id.to_owned(), "docker")),
+            container: Arc::new(Container::of_id(id.to_owned(), self.runtime)),
             how,
+            place: Place::default(),
             image: None,
             inspected: false,
             told: false,
@@ -288,13 +293,14 @@ impl Book {
         if let Some((_, pushed_out)) = self.known.push(id.to_owned(), known)
             && !pushed_out.told
         {
-            self.updates.push(Update::Known { container: pushed_out.container, how: pushed_out.how });
+            let Known { container, how, place, .. } = pushed_out;
+            self.updates.push(Update::Known { container, how, place });
         }
     }
 
     /// Adds what is seen of a container to what is known of it, and asks for the rest. True: something has changed.
     fn merge(&mut self, seen: Seen) -> bool {
-        let Seen { container, image, image_id, inspected } = seen;
+        let Seen { container, image, image_id, inspected, pid } = seen;
         let id = container.id.clone();
         let Some(known) = self.known.get_mut(&id) else { return false };
         let before = Arc::clone(&known.container);
@@ -307,6 +313,7 @@ impl Book {
         let named_anew = inspected && !known.inspected && known.image != image;
         let reference = if known.inspected { known.image.clone() } else { image };
         known.inspected |= inspected;
+        known.place.pid = pid.or(known.place.pid);
         let mut questions = Vec::new();
         if !known.inspected {
             questions.push(Question::Container(id.clone()));
@@ -377,9 +384,10 @@ impl Book {
     fn tell(&mut self, id: &str) {
         let Some(known) = self.known.get_mut(id) else { return };
         known.told = true;
-        self.updates.push(Update::Known { container: known.container.clone(), how: known.how });
+        let (container, place) = (known.container.clone(), known.place.clone());
+        self.updates.push(Update::Known { container, how: known.how, place });
         if known.life != Life::Running {
-            self.updates.push(Update::Gone { id: id.to_owned() });
+            self.updates.push(Update::Gone { key: id.to_owned() });
         }
         self.forget_destroyed(id);
     }
@@ -393,8 +401,7 @@ impl Book {
 
 /// An image by the reference alone.
 fn written(reference: &str) -> Image {
-    let Reference { name, tag, .. } = Reference::parse(reference);
-    Image { name: name.to_owned(), tags: tag.map(ToOwned::to_owned).into_iter().collect(), ..Image::default() }
+    Image::of(Reference { digest: None, ..Reference::parse(reference) }, None)
 }
 
 /// Adds what the daemon knows of the image. An image without any name (built or run by its id) keeps an empty one.

@@ -7,12 +7,14 @@ use bollard::models::{
     ImageInspect,
 };
 
-use crate::config;
-use crate::enrich::container::{Container, Pod, Service};
+use crate::enrich::container::{Container, Described, Labels};
 
-/// The events asked for.
-pub const EVENTS: [&str; 11] =
-    ["create", "start", "rename", "die", "destroy", "tag", "untag", "delete", "pull", "import", "load"];
+/// The events asked for. `died` and `remove` are Podman's words for `die` and `destroy`, which its filter goes by.
+pub const EVENTS: [&str; 13] = [
+    "create", "start", "rename", "die", "died", "destroy", "remove", "tag", "untag", "delete", "pull", "import", "load",
+];
+/// What is among the labels in an event and is none.
+const NO_LABELS: [&str; 3] = ["oldName", "containerExitCode", "podId"];
 
 /// A container as one message of the daemon shows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,6 +26,8 @@ pub struct Seen {
     pub image_id: Option<String>,
     /// The message shows all of its configuration, as no other one does.
     pub inspected: bool,
+    /// Its first process, where the message says.
+    pub pid: Option<u32>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,64 +46,55 @@ pub struct Facts {
     pub repo_digests: Vec<String>,
 }
 
-/// Allowed label keys; `*` at the end matches any rest.
-#[derive(Clone, Debug)]
-pub struct Labels(pub Vec<String>);
-
-impl Labels {
-    fn allow(&self, key: &str) -> bool {
-        self.0.iter().any(|allowed| config::matches(allowed, key.as_bytes()))
-    }
-
-    fn pick(&self, labels: HashMap<String, String>) -> Vec<(String, String)> {
-        let mut picked: Vec<_> = labels.into_iter().filter(|(key, _)| self.allow(key)).collect();
-        picked.sort_unstable();
-        picked
-    }
-}
-
-pub fn event(message: EventMessage, labels: &Labels) -> Option<Happened> {
+pub fn event(runtime: &'static str, message: EventMessage, labels: &Labels) -> Option<Happened> {
     let action = message.action?;
     let kind = message.typ?;
     if kind == EventMessageTypeEnum::IMAGE {
         return Some(Happened::ImagesChanged);
     }
-    (kind == EventMessageTypeEnum::CONTAINER).then(|| container_event(&action, message.actor?, labels))?
+    (kind == EventMessageTypeEnum::CONTAINER).then(|| container_event(runtime, &action, message.actor?, labels))?
 }
 
-fn container_event(action: &str, actor: bollard::models::EventActor, labels: &Labels) -> Option<Happened> {
+fn container_event(
+    runtime: &'static str,
+    action: &str,
+    actor: bollard::models::EventActor,
+    labels: &Labels,
+) -> Option<Happened> {
     let id = actor.id.filter(|id| !id.is_empty())?;
     match action {
         "create" | "start" | "rename" => {
             // Docker lays its own attributes over the labels; a label of the same name is lost here.
             let mut attributes = actor.attributes.unwrap_or_default();
-            attributes.remove("oldName");
+            attributes.retain(|key, _| !NO_LABELS.contains(&key.as_str()));
             let name = attributes.remove("name").and_then(plain_name);
             let image = attributes.remove("image").filter(|image| !image.is_empty());
-            let container = container(id, name, &[], attributes, labels);
-            Some(Happened::Described(Box::new(Seen { container, image, image_id: None, inspected: false })))
+            let container = container(runtime, id, name, Vec::new(), attributes, labels);
+            Some(Happened::Described(Box::new(Seen { container, image, image_id: None, inspected: false, pid: None })))
         }
-        "die" => Some(Happened::Died { id }),
-        "destroy" => Some(Happened::Destroyed { id }),
+        "die" | "died" => Some(Happened::Died { id }),
+        "destroy" | "remove" => Some(Happened::Destroyed { id }),
         _ => None,
     }
 }
 
-pub fn summary(summary: ContainerSummary, labels: &Labels) -> Option<Seen> {
+pub fn summary(runtime: &'static str, summary: ContainerSummary, labels: &Labels) -> Option<Seen> {
     let id = summary.id.filter(|id| !id.is_empty())?;
     // Links add names of the form `/other/alias`.
     let name = summary.names.unwrap_or_default().into_iter().filter_map(plain_name).find(|name| !name.contains('/'));
     Some(Seen {
-        container: container(id, name, &[], summary.labels.unwrap_or_default(), labels),
+        container: container(runtime, id, name, Vec::new(), summary.labels.unwrap_or_default(), labels),
         image: summary.image.filter(|image| !image.is_empty()),
         image_id: summary.image_id.filter(|id| !id.is_empty()),
         inspected: false,
+        pid: None,
     })
 }
 
 /// The container, and whether it may have processes.
-pub fn inspected(response: ContainerInspectResponse, labels: &Labels) -> Option<(Seen, bool)> {
-    let status = response.state.and_then(|state| state.status);
+pub fn inspected(runtime: &'static str, response: ContainerInspectResponse, labels: &Labels) -> Option<(Seen, bool)> {
+    let (status, pid) = response.state.map(|state| (state.status, state.pid)).unwrap_or_default();
+    let pid = pid.and_then(|pid| u32::try_from(pid).ok()).filter(|pid| *pid > 0);
     let over = matches!(
         status,
         Some(ContainerStateStatusEnum::EXITED | ContainerStateStatusEnum::DEAD | ContainerStateStatusEnum::REMOVING)
@@ -109,23 +104,24 @@ pub fn inspected(response: ContainerInspectResponse, labels: &Labels) -> Option<
     let config = response.config.unwrap_or_default();
     let env = config.env.unwrap_or_default();
     let seen = Seen {
-        container: container(id, name, &env, config.labels.unwrap_or_default(), labels),
+        container: container(runtime, id, name, env, config.labels.unwrap_or_default(), labels),
         image: config.image.filter(|image| !image.is_empty()),
         image_id: response.image.filter(|id| !id.is_empty()),
         inspected: true,
+        pid,
     };
     Some((seen, !over))
 }
 
 fn container(
+    runtime: &'static str,
     id: String,
     name: Option<String>,
-    env: &[String],
+    env: Vec<String>,
     labels: HashMap<String, String>,
-    allowed: &Labels,
+    kept: &Labels,
 ) -> Container {
-    let (service, pod) = (Service::of(env, &labels), Pod::of(&labels));
-    Container { id, runtime: "docker", name, image: None, labels: allowed.pick(labels), service, pod }
+    Container::described(runtime, Described { id, name, labels, env, ..Described::default() }, kept)
 }
 
 pub fn image(image: ImageInspect) -> Facts {
@@ -152,8 +148,9 @@ mod tests {
     use super::*;
 
     fn seen(json: &str, allowed: &[&str]) -> Option<Happened> {
-        let labels = Labels(allowed.iter().map(ToString::to_string).collect());
-        event(serde_json::from_str(json).unwrap(), &labels)
+        let sent = allowed.iter().map(ToString::to_string).collect();
+        let labels = Labels { sent, matched: Vec::new() };
+        event("docker", serde_json::from_str(json).unwrap(), &labels)
     }
 
     #[test]
@@ -178,6 +175,20 @@ mod tests {
     }
 
     #[test]
+    fn podman_s_own_words_are_understood() {
+        let json = r#"{"status":"create","id":"2e9a","from":"i","Type":"container","Action":"create","Actor":{"ID":"2e9a",
+            "Attributes":{"containerExitCode":"0","image":"localhost/i:t","name":"a","podId":"","team":"core"}}}"#;
+        let Some(Happened::Described(seen)) = seen(json, &["*"]) else { panic!() };
+        assert_eq!(seen.container.labels, [("team".to_owned(), "core".to_owned())]);
+        let of = |action: &str| {
+            let json = format!(r#"{{"Type":"container","Action":"{action}","Actor":{{"ID":"a"}}}}"#);
+            event("podman", serde_json::from_str(&json).unwrap(), &Labels::default())
+        };
+        assert_eq!(of("died"), Some(Happened::Died { id: "a".to_owned() }));
+        assert_eq!(of("remove"), Some(Happened::Destroyed { id: "a".to_owned() }));
+    }
+
+    #[test]
     fn events_with_holes_are_passed_over() {
         for json in [
             "{}",
@@ -192,18 +203,9 @@ mod tests {
     }
 
     #[test]
-    fn a_star_allows_any_rest_and_nothing_else_does() {
-        let labels = Labels(vec!["app".into(), "com.x.*".into()]);
-        for (key, allowed) in [("app", true), ("apple", false), ("com.x.y", true), ("com.x", false), ("", false)] {
-            assert_eq!(labels.allow(key), allowed, "{key}");
-        }
-        assert!(Labels(vec!["*".into()]).allow("any"));
-    }
-
-    #[test]
     fn a_listed_name_is_the_container_s_own_and_not_a_link_s() {
         let json = r#"{"Id":"a","Names":["/web/db","/db"],"Image":"i","ImageID":"sha256:1"}"#;
-        let seen = summary(serde_json::from_str(json).unwrap(), &Labels(vec![])).unwrap();
+        let seen = summary("docker", serde_json::from_str(json).unwrap(), &Labels::default()).unwrap();
         assert_eq!(seen.container.name.as_deref(), Some("db"));
     }
 
@@ -223,7 +225,7 @@ mod tests {
             "Env":["PASSWORD=hunter2","OTEL_SERVICE_NAME=checkout","OTEL_EXPORTER_OTLP_HEADERS=key=hunter2",
             "OTEL_RESOURCE_ATTRIBUTES=team=a","XOTEL_SERVICE_NAME=hunter2","hunter2"],
             "Labels":{"com.docker.compose.service":"web","com.docker.compose.project":"site"}}}"#;
-        let (seen, running) = inspected(serde_json::from_str(json).unwrap(), &Labels(vec![])).unwrap();
+        let (seen, running) = inspected("docker", serde_json::from_str(json).unwrap(), &Labels::default()).unwrap();
         assert!(running && seen.inspected && !format!("{seen:?}").contains("hunter2"));
         let service = seen.container.service;
         assert_eq!((service.name.as_deref(), service.namespace.as_deref()), (Some("checkout"), Some("site")));

@@ -9,7 +9,7 @@ const WAIT: Duration = Duration::from_millis(100);
 fn seen(id: &str, name: &str, image: &str) -> Seen {
     let container = Container { name: Some(name.into()), ..Container::of_id(id.into(), "docker") };
     let image = (!image.is_empty()).then(|| image.to_owned());
-    Seen { container, image, image_id: None, inspected: true }
+    Seen { container, image, image_id: None, inspected: true, pid: None }
 }
 
 /// As an event or a list shows it.
@@ -30,7 +30,7 @@ fn facts(id: &str, tags: &[&str]) -> Facts {
 }
 
 fn book() -> Book {
-    Book::new(NonZeroUsize::new(8).unwrap(), WAIT)
+    Book::new("docker", NonZeroUsize::new(8).unwrap(), WAIT)
 }
 
 fn next_image(book: &mut Book) -> Option<(String, u64)> {
@@ -54,8 +54,8 @@ fn told(book: &mut Book) -> Vec<String> {
             let said = [container.name.as_deref(), image, container.service.name.as_deref()];
             format!("+{}", said.into_iter().flatten().collect::<Vec<_>>().join(" "))
         }
-        Update::Gone { id } => format!("-{id}"),
-        Update::Unknown { id } => format!("?{id}"),
+        Update::Gone { key: id } => format!("-{id}"),
+        Update::Unknown { key: id } => format!("?{id}"),
         Update::State(state) => format!("{state:?}"),
     };
     book.take_updates().into_iter().map(show).collect()
@@ -71,7 +71,7 @@ fn a_container_is_told_with_its_image_and_the_next_one_at_once() {
     assert_eq!((question.as_str(), next_image(&mut book)), ("web:2", None));
     book.image(&question, generation, ImageAnswer::Found(facts("sha256:11", &["web:2", "web:latest", "other:2"])));
     let update = book.take_updates().remove(0);
-    let Update::Known { container, how: How::RuntimeEvent } = update else { panic!() };
+    let Update::Known { container, how: How::RuntimeEvent, .. } = update else { panic!() };
     let image = container.image.clone().unwrap();
     assert_eq!((image.name.as_str(), image.tags), ("web", vec!["2".to_owned(), "latest".to_owned()]));
     assert_eq!((image.id.as_deref(), image.repo_digests.len()), (Some("sha256:11"), 1));
@@ -199,7 +199,7 @@ fn a_container_is_told_with_its_configuration_and_asked_for_once() {
     assert!(told(&mut book).is_empty());
     book.inspected("a", configured("a", "one", "", "shop"), Instant::now());
     let update = book.take_updates().remove(0);
-    let Update::Known { container, how: How::RuntimeEvent } = update else { panic!() };
+    let Update::Known { container, how: How::RuntimeEvent, .. } = update else { panic!() };
     assert_eq!(container.service.name.as_deref(), Some("shop"));
     book.end("a", false);
     book.describe(glimpsed("a", "one", ""), How::RuntimeEvent);
@@ -310,7 +310,7 @@ fn who_is_looked_up_is_asked_for_once_and_told() {
 
 #[test]
 fn a_long_list_is_asked_for_little_by_little_and_whoever_is_looked_up_first() {
-    let (mut book, now) = (Book::new(NonZeroUsize::new(1000).unwrap(), WAIT), Instant::now());
+    let (mut book, now) = (Book::new("docker", NonZeroUsize::new(1000).unwrap(), WAIT), Instant::now());
     let id = |number| format!("{number:03}");
     book.list((0..500).map(|number| glimpsed(&id(number), &id(number), "")));
     let mut in_flight = VecDeque::new();
