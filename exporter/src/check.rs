@@ -3,11 +3,12 @@
 //! Everything is tried, nothing is concluded from a version. A check that fails stops no other.
 
 mod cgroup;
+mod collector;
 mod hooks;
 mod kernel;
 mod privilege;
 mod report;
-mod service;
+mod runtime;
 
 use std::io::{self, IsTerminal as _, Write};
 
@@ -35,11 +36,11 @@ async fn checks(flags: &cli::Check, config: &Config) -> Vec<Check> {
     checks.push(kernel::lockdown());
     checks.extend(hooks::checks(&config.probes, &privileges));
     checks.extend([privilege::pid_namespace(), privilege::cgroup_namespace(), cgroup::check()]);
-    let (docker, collectors) = tokio::join!(
-        service::docker(config.enrich.docker_socket.as_deref()),
-        service::collectors(config.logs.as_ref(), config.traces.as_ref())
+    let (runtimes, collectors) = tokio::join!(
+        runtime::checks(&config.enrich.runtimes),
+        collector::checks(config.logs.as_ref(), config.traces.as_ref())
     );
-    checks.push(docker);
+    checks.extend(runtimes);
     checks.extend(collectors);
     checks.push(settings(flags, config));
     checks
@@ -62,6 +63,7 @@ fn settings(flags: &cli::Check, config: &Config) -> Check {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Runtimes;
 
     #[test]
     fn notes_about_the_settings_are_a_warning() {
@@ -77,7 +79,7 @@ mod tests {
     #[tokio::test]
     async fn every_check_has_its_line_whatever_the_privileges_of_the_test() {
         let mut config = Config::default();
-        config.enrich.docker_socket = None;
+        config.enrich.runtimes = Runtimes::OFF;
         let checks = checks(&cli::Check::default(), &config).await;
         let names: Vec<_> = checks.iter().map(|check| check.name.as_str()).collect();
         assert_eq!(
@@ -100,6 +102,10 @@ mod tests {
                 "cgroup_namespace",
                 "cgroups",
                 "docker",
+                "containerd",
+                "cri_o",
+                "podman",
+                "runtime_files",
                 "collector",
                 "config",
             ]

@@ -40,8 +40,10 @@ pub struct Cli {
 pub enum Command {
     /// Watch processes, until interrupted
     Run(Box<Run>),
-    /// Say what would work on this host: kernel, permissions, Docker, endpoint
+    /// Say what would work on this host: kernel, permissions, container runtimes, endpoint
     Check(Box<Check>),
+    /// List the containers of this host: id, name, image, runtime, cgroup, namespaces, processes, and how each was found
+    Containers(Box<Containers>),
 }
 
 /// The flags of `namespan run`.
@@ -71,7 +73,7 @@ pub struct Run {
     pub export: ExportFlags,
 
     #[command(flatten)]
-    pub docker: DockerFlags,
+    pub runtimes: RuntimeFlags,
 
     /// Send this container label, if present, as container.label.KEY; `*` at the end matches any rest (repeatable)
     #[arg(long = "label", value_name = "KEY", help_heading = "Containers")]
@@ -94,7 +96,23 @@ pub struct Check {
     pub export: ExportFlags,
 
     #[command(flatten)]
-    pub docker: DockerFlags,
+    pub runtimes: RuntimeFlags,
+}
+
+/// The flags of `namespan containers`.
+#[derive(Args, Default)]
+#[command(after_help = PRECEDENCE)]
+pub struct Containers {
+    /// Print one JSON object, with whole ids
+    #[arg(long)]
+    pub json: bool,
+
+    /// Read settings from this YAML file; otel-config/namespan.yaml has them all
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub runtimes: RuntimeFlags,
 }
 
 /// What is watched.
@@ -109,6 +127,20 @@ pub struct ProbeFlags {
     /// Only processes inside containers
     #[arg(long)]
     pub containers: bool,
+
+    /// Only this container, by name, image, label, ... (repeatable)
+    ///
+    /// SELECTOR is name:GLOB, image:GLOB (the name without tag, unless GLOB has one), label:KEY, label:KEY=GLOB,
+    /// compose:GLOB (the project), namespace:GLOB (Kubernetes', or containerd's own), pod:GLOB, id:PREFIX or
+    /// runtime:NAME; of several joined by `,` all have to hold. In a GLOB `*` is any text and `?` any character; `\`
+    /// takes the next character as it is. The host's processes are left out then, unless the file has `scope: all`; so
+    /// are containers whose runtime does not say what they are.
+    #[arg(long, value_name = "SELECTOR", action = ArgAction::Append, conflicts_with = "host")]
+    pub include: Vec<String>,
+
+    /// All but this container, even if it is included (repeatable)
+    #[arg(long, value_name = "SELECTOR", action = ArgAction::Append)]
+    pub exclude: Vec<String>,
 
     /// Only processes of this effective user id (repeatable)
     #[arg(long = "uid", value_name = "N", action = ArgAction::Append)]
@@ -180,14 +212,16 @@ pub struct ExportFlags {
 /// How containers are found.
 #[derive(Args, Clone, Default)]
 #[command(next_help_heading = "Containers")]
-pub struct DockerFlags {
-    /// Docker's Unix socket [default: /var/run/docker.sock]
-    #[arg(long, value_name = "PATH", conflicts_with = "no_docker")]
-    pub docker_socket: Option<String>,
+pub struct RuntimeFlags {
+    /// Where docker, containerd, cri-o or podman is asked: the PATH of its socket, `auto` or `none` (repeatable)
+    ///
+    /// Unless it is named here, a runtime is looked for at its usual places: `auto`.
+    #[arg(long = "runtime", value_name = "NAME=PATH", action = ArgAction::Append)]
+    pub runtimes: Vec<String>,
 
-    /// Do not ask Docker for the names of containers
+    /// Do not read what runtimes leave on disk
     #[arg(long)]
-    pub no_docker: bool,
+    pub no_runtime_files: bool,
 }
 
 impl From<&Check> for Run {
@@ -196,9 +230,16 @@ impl From<&Check> for Run {
         Self {
             config: check.config.clone(),
             export: check.export.clone(),
-            docker: check.docker.clone(),
+            runtimes: check.runtimes.clone(),
             ..Self::default()
         }
+    }
+}
+
+impl From<&Containers> for Run {
+    /// The same settings, for a run that is only tried.
+    fn from(containers: &Containers) -> Self {
+        Self { config: containers.config.clone(), runtimes: containers.runtimes.clone(), ..Self::default() }
     }
 }
 
@@ -225,8 +266,8 @@ mod tests {
     fn scope_filters_exclude_each_other() {
         let message = refusal("namespan run --host --containers");
         assert!(message.contains("--host") && message.contains("--containers"), "{message}");
-        let message = refusal("namespan run --no-docker --docker-socket /run/docker.sock");
-        assert!(message.contains("--no-docker") && message.contains("--docker-socket"), "{message}");
+        let message = refusal("namespan run --host --include name:web");
+        assert!(message.contains("--host") && message.contains("--include"), "{message}");
     }
 
     #[test]

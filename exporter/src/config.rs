@@ -9,6 +9,7 @@ use tracing::level_filters::LevelFilter;
 use url::Url;
 
 use crate::cli;
+use crate::enrich::selection::Selection;
 
 mod env;
 mod error;
@@ -16,8 +17,10 @@ mod file;
 mod given;
 mod load;
 mod parse;
+mod runtimes;
 
 pub use error::{ConfigError, Origin};
+pub use runtimes::{Reach, RuntimeName, Runtimes, present};
 
 /// The settings of `namespan run`, all checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -130,6 +133,16 @@ pub struct Filters {
     pub comms: Vec<String>,
     /// Prefixes of the executable's path; empty: all.
     pub paths: Vec<String>,
+    /// Of what is in a container.
+    pub containers: Selection,
+}
+
+impl Filters {
+    /// Whether it depends on the container what is told of.
+    #[must_use]
+    pub fn selects(&self) -> bool {
+        self.scope != Scope::All || !self.containers.is_empty()
+    }
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -153,8 +166,7 @@ pub enum Arguments {
 /// How containers are found and remembered.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Enrich {
-    /// Docker's Unix socket; `None`: switched off.
-    pub docker_socket: Option<PathBuf>,
+    pub runtimes: Runtimes,
     /// Most containers remembered.
     pub cache_entries: NonZeroUsize,
     /// How long a container is remembered after it is gone.
@@ -182,7 +194,7 @@ impl Default for Enrich {
             "org.opencontainers.image.source",
         ];
         Self {
-            docker_socket: Some(PathBuf::from("/var/run/docker.sock")),
+            runtimes: Runtimes::default(),
             cache_entries: CACHE_ENTRIES,
             cache_grace: Duration::from_secs(60),
             cache_negative: Duration::from_secs(10),
@@ -204,6 +216,12 @@ pub struct Resource {
 /// What an `OTEL_RESOURCE_ATTRIBUTES` lists, by unique keys. `None`: one error, and by the specification nothing counts.
 pub(crate) fn resource_attributes(list: &str) -> Option<Vec<(String, String)>> {
     parse::attributes(list).ok()
+}
+
+/// A selector of containers, as a user writes it.
+#[cfg(test)]
+pub(crate) fn selector(text: &str) -> Option<crate::enrich::selection::Selector> {
+    parse::selector(text).ok()
 }
 
 /// What is told of the lifetimes of processes as spans.

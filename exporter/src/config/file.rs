@@ -73,19 +73,42 @@ pub(super) struct Filters {
     pub uids: List,
     pub comms: List,
     pub paths: List,
+    #[serde(deserialize_with = "section")]
+    pub containers: Containers,
+}
+
+#[derive(Default, Deserialize)]
+#[cfg_attr(test, derive(serde::Serialize))]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Containers {
+    pub include: List,
+    pub exclude: List,
 }
 
 #[derive(Default, Deserialize)]
 #[cfg_attr(test, derive(serde::Serialize))]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Enrich {
-    pub docker_socket: Entry,
+    #[serde(deserialize_with = "section")]
+    pub runtimes: Runtimes,
+    pub runtime_files: Entry,
     pub cache_entries: Entry,
     pub cache_grace: Entry,
     pub cache_negative: Entry,
     pub wait: Entry,
     pub wait_bytes: Entry,
     pub labels: List,
+}
+
+#[derive(Default, Deserialize)]
+#[cfg_attr(test, derive(serde::Serialize))]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Runtimes {
+    pub docker: Entry,
+    pub containerd: Entry,
+    #[serde(rename = "cri-o")]
+    pub crio: Entry,
+    pub podman: Entry,
 }
 
 #[derive(Default, Deserialize)]
@@ -419,8 +442,8 @@ mod tests {
 
     #[test]
     fn every_key_in_the_sample_file_has_a_comment_and_a_value() {
-        const UNSET: [&str; 7] =
-            ["console", "run_for", "service_name", "value_length", "max_records", "endpoint", "ca_file"];
+        const UNSET: [&str; 8] =
+            ["console", "run_for", "scope", "service_name", "value_length", "max_records", "endpoint", "ca_file"];
         let mut commented = false;
         for line in include_str!("../../../otel-config/namespan.yaml").lines() {
             let line = line.trim();

@@ -2,7 +2,6 @@
 //! but for endpoints, which may be meant for another protocol, and `DOCKER_HOST`, which is not ours.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
 
 use namespan_ebpf::settings::{PREFIXES_MAX, UIDS_MAX};
 
@@ -11,8 +10,9 @@ use super::error::ConfigError;
 use super::file::File;
 use super::given::{Given, OrDefault, flag, flags, switch};
 use super::parse;
-use super::{Config, Console, Enrich, Filters, Probes, Resource, Scope, Signal};
+use super::{Config, Console, Enrich, Filters, Probes, Reach, Resource, RuntimeName, Runtimes, Scope, Signal};
 use crate::cli::Run;
+use crate::enrich::selection::Selection;
 use bounds::{RECORDS, SPANS};
 
 mod bounds;
@@ -94,12 +94,16 @@ impl Sources<'_> {
         let arguments = flag("--args", run.probes.args.as_ref(), parse::arguments)?
             .or(file.parse("arguments", &file.schema.arguments, parse::arguments)?)
             .or_default(defaults.arguments);
+        let probes = self.probes()?;
+        if probes.filters.scope == Scope::Host && !probes.filters.containers.include.is_empty() {
+            notes.push("containers are to be included, but only the host's processes are told of".to_owned());
+        }
         let (batch, queue) = self.batch_and_queue(&RECORDS)?;
         let (span_batch, span_queue) = self.batch_and_queue(&SPANS)?;
         Ok(Config {
             console,
             run_for,
-            probes: self.probes()?,
+            probes,
             arguments,
             enrich: self.enrich()?,
             resource: self.resource()?,
@@ -149,11 +153,14 @@ impl Sources<'_> {
     fn filters(&self) -> Result<Filters, ConfigError> {
         let (given, file, default) = (&self.run.probes, &self.file, Filters::default());
         let filters = &file.schema.probes.filters;
+        let containers = self.containers()?;
+        // Who asks for some containers does not ask for the host.
+        let scope = if containers.include.is_empty() { default.scope } else { Scope::Containers };
         Ok(Filters {
             scope: switch("--host", given.host, Scope::Host)
                 .or(switch("--containers", given.containers, Scope::Containers))
                 .or(file.parse("probes.filters.scope", &filters.scope, parse::scope)?)
-                .or_default(default.scope),
+                .or_default(scope),
             uids: flags("--uid", &given.uids, UIDS_MAX, parse::uid)?
                 .or(file.list("probes.filters.uids", &filters.uids, UIDS_MAX, parse::uid)?)
                 .or_default(default.uids),
@@ -163,6 +170,20 @@ impl Sources<'_> {
             paths: flags("--path", &given.paths, PREFIXES_MAX, parse::path_prefix)?
                 .or(file.list("probes.filters.paths", &filters.paths, PREFIXES_MAX, parse::path_prefix)?)
                 .or_default(default.paths),
+            containers,
+        })
+    }
+
+    fn containers(&self) -> Result<Selection, ConfigError> {
+        let (given, file) = (&self.run.probes, &self.file);
+        let containers = &file.schema.probes.filters.containers;
+        let list = |flag, texts: &[String], key, list| {
+            let in_file = file.list(key, list, usize::MAX, parse::selector)?;
+            Ok(flags(flag, texts, usize::MAX, parse::selector)?.or(in_file).or_default(Vec::new()))
+        };
+        Ok(Selection {
+            include: list("--include", &given.include, "probes.filters.containers.include", &containers.include)?,
+            exclude: list("--exclude", &given.exclude, "probes.filters.containers.exclude", &containers.exclude)?,
         })
     }
 
@@ -170,7 +191,7 @@ impl Sources<'_> {
         let (run, file, default) = (self.run, &self.file, Enrich::default());
         let enrich = &file.schema.enrich;
         Ok(Enrich {
-            docker_socket: self.docker_socket()?.or_default(default.docker_socket),
+            runtimes: self.runtimes()?,
             cache_entries: file
                 .parse("enrich.cache_entries", &enrich.cache_entries, parse::cache_entries)?
                 .or_default(default.cache_entries),
@@ -190,19 +211,29 @@ impl Sources<'_> {
         })
     }
 
-    fn docker_socket(&self) -> Result<Option<Given<Option<PathBuf>>>, ConfigError> {
-        let (flags, file) = (&self.run.docker, &self.file);
-        let in_file = file.parse("enrich.docker_socket", &file.schema.enrich.docker_socket, parse::docker_socket)?;
-        let by_flag = switch("--no-docker", flags.no_docker, None).or(flag(
-            "--docker-socket",
-            flags.docker_socket.as_ref(),
-            parse::docker_socket,
-        )?);
-        // Not one of ours: where it names a Docker elsewhere, a flag has to be enough.
-        if by_flag.is_some() {
-            return Ok(by_flag);
-        }
-        Ok(self.env.parse("DOCKER_HOST", parse::docker_host)?.or(in_file))
+    fn runtimes(&self) -> Result<Runtimes, ConfigError> {
+        let (given, file) = (&self.run.runtimes, &self.file);
+        let (runtimes, in_use) = (&file.schema.enrich.runtimes, &file.schema.enrich.runtime_files);
+        let by_flags = flags("--runtime", &given.runtimes, usize::MAX, parse::runtime)?.or_default(Vec::new());
+        let reach = |runtime: RuntimeName, entry| {
+            let in_file = file.parse(&format!("enrich.runtimes.{}", runtime.name()), entry, parse::reach)?;
+            if let Some((_, reach)) = by_flags.iter().rfind(|(named, _)| *named == runtime) {
+                return Ok(reach.clone());
+            }
+            // Not one of ours: where it names a Docker elsewhere, a flag has to be enough.
+            let in_env =
+                if runtime == RuntimeName::Docker { self.env.parse("DOCKER_HOST", parse::docker_host)? } else { None };
+            Ok(in_env.or(in_file).or_default(Reach::Auto))
+        };
+        Ok(Runtimes {
+            docker: reach(RuntimeName::Docker, &runtimes.docker)?,
+            containerd: reach(RuntimeName::Containerd, &runtimes.containerd)?,
+            crio: reach(RuntimeName::Crio, &runtimes.crio)?,
+            podman: reach(RuntimeName::Podman, &runtimes.podman)?,
+            files: switch("--no-runtime-files", given.no_runtime_files, false)
+                .or(file.parse("enrich.runtime_files", in_use, parse::boolean)?)
+                .or_default(true),
+        })
     }
 
     fn resource(&self) -> Result<Resource, ConfigError> {

@@ -5,11 +5,12 @@ use std::path::PathBuf;
 use namespan_ebpf::settings::PATH_PREFIX_MAX;
 use tracing::level_filters::LevelFilter;
 
-use super::{Arguments, Compression, Console, Protocol, Scope};
+use super::{Arguments, Compression, Console, Protocol, Reach, RuntimeName, Scope};
 
 mod endpoint;
 mod pairs;
 mod quantity;
+mod selector;
 mod spans;
 
 pub(super) use endpoint::{EndpointKind, LOGS_PATH, METRICS_PATH, TRACES_PATH, endpoint, printable_endpoint};
@@ -18,6 +19,7 @@ pub(super) use quantity::{
     args_limit, batch_bytes, bytes, cache_entries, count, duration, limit, limit_count, millis, positive_duration,
     positive_millis, ring_bytes,
 };
+pub(super) use selector::selector;
 pub(super) use spans::{executable, exit_code, max_per_trace, ratio, sampler, trust};
 
 /// Completes the sentence "this value is not …".
@@ -143,21 +145,35 @@ pub(super) fn file_path(text: &str) -> Result<PathBuf, Expected> {
     non_empty(text).map(PathBuf::from)
 }
 
-/// `none`: Docker is not asked.
-pub(super) fn docker_socket(text: &str) -> Result<Option<PathBuf>, Expected> {
+/// How a runtime is reached.
+pub(super) fn reach(text: &str) -> Result<Reach, Expected> {
     match text {
-        "none" => Ok(None),
-        path if path.starts_with('/') => Ok(Some(PathBuf::from(path))),
-        _ => expected("the absolute path of a Unix socket such as /var/run/docker.sock, or none"),
+        "auto" => Ok(Reach::Auto),
+        "none" => Ok(Reach::Off),
+        path if path.starts_with('/') => Ok(Reach::At(path.into())),
+        _ => expected("the absolute path of a Unix socket such as /var/run/docker.sock, auto, or none"),
     }
 }
 
-pub(super) fn docker_host(text: &str) -> Result<Option<PathBuf>, Expected> {
+/// `NAME=PATH`, `NAME=auto` or `NAME=none`.
+pub(super) fn runtime(text: &str) -> Result<(RuntimeName, Reach), Expected> {
+    let (name, place) = text.split_once('=').unwrap_or((text, ""));
+    match (RuntimeName::ALL.into_iter().find(|runtime| runtime.name() == name), reach(place)) {
+        (Some(name), Ok(reach)) => Ok((name, reach)),
+        (Some(_), Err(Expected(place))) => Err(Expected(format!("{name}= and {place}"))),
+        (None, _) => {
+            let names = RuntimeName::ALL.map(RuntimeName::name).join(", ");
+            Err(Expected(format!("NAME=PATH, NAME=auto or NAME=none, with one of {names} for NAME")))
+        }
+    }
+}
+
+pub(super) fn docker_host(text: &str) -> Result<Reach, Expected> {
     match text.strip_prefix("unix://") {
-        Some(path) if path.starts_with('/') => Ok(Some(PathBuf::from(path))),
+        Some(path) if path.starts_with('/') => Ok(Reach::At(path.into())),
         _ => expected(
             "unix:// with the absolute path of a socket: Namespan asks the Docker of its own host, so name its socket \
-             with --docker-socket, or use --no-docker",
+             with --runtime docker=PATH, or use --runtime docker=none",
         ),
     }
 }

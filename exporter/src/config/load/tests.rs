@@ -76,14 +76,16 @@ fn the_sample_file_is_the_defaults() {
     assert_eq!(bare.traces, Some(Export::to("http://c:4318/v1/traces".parse().unwrap())));
 }
 
+fn selection(include: &[&str], exclude: &[&str]) -> Selection {
+    let selectors = |texts: &[&str]| texts.iter().map(|text| parse::selector(text).unwrap()).collect();
+    Selection { include: selectors(include), exclude: selectors(exclude) }
+}
+
 fn pair(key: &str, value: &str) -> (String, String) {
     (key.to_owned(), value.to_owned())
 }
 
-#[test]
-fn every_setting_can_be_given_in_the_file() {
-    let config = file(
-        "console: jsonl
+const EVERY_SETTING: &str = "console: jsonl
 run_for: 1h30m
 log_level: debug
 probes:
@@ -91,10 +93,12 @@ probes:
   exits: true
   args_limit: 4KiB
   ring_bytes: 1048576
-  filters: {scope: containers, uids: [0, 1000], comms: [ba], paths: [/usr/bin/]}
+  filters:
+    {scope: all, uids: [0, 1000], comms: [ba], paths: [/usr/bin/], containers: {include: ['name:a,pod:b'], exclude: ['id:0']}}
 arguments: full
 enrich:
-  docker_socket: none
+  runtimes: {docker: none, containerd: auto, cri-o: /c.sock}
+  runtime_files: false
   cache_entries: 16
   cache_grace: 1s
   cache_negative: 2s
@@ -119,10 +123,11 @@ export:
 logs: {exporter: otlp, endpoint: 'http://l:2'}
 traces: {exporter: otlp, endpoint: 't:3'}
 metrics: {exporter: otlp, endpoint: 'https://m:1', interval: 30s}
-",
-    )
-    .load()
-    .unwrap();
+";
+
+#[test]
+fn every_setting_can_be_given_in_the_file() {
+    let config = file(EVERY_SETTING).load().unwrap();
     let batch = Batch { max_records: 10, max_bytes: 64 << 10, delay: Duration::from_secs(5) };
     let queue = Queue { max_bytes: 1 << 20, max_records: Some(20), drain: Duration::from_secs(1) };
     let export = Export {
@@ -145,15 +150,21 @@ metrics: {exporter: otlp, endpoint: 'https://m:1', interval: 30s}
             args_limit: 4096,
             ring_bytes: 1 << 20,
             filters: Filters {
-                scope: Scope::Containers,
+                scope: Scope::All,
                 uids: vec![0, 1000],
                 comms: vec!["ba".to_owned()],
                 paths: vec!["/usr/bin/".to_owned()],
+                containers: selection(&["name:a,pod:b"], &["id:0"]),
             },
         },
         arguments: Arguments::Full,
         enrich: Enrich {
-            docker_socket: None,
+            runtimes: Runtimes {
+                crio: Reach::At("/c.sock".into()),
+                docker: Reach::Off,
+                files: false,
+                ..Runtimes::default()
+            },
             cache_entries: 16.try_into().unwrap(),
             cache_grace: Duration::from_secs(1),
             cache_negative: Duration::from_secs(2),
@@ -188,9 +199,10 @@ metrics: {exporter: otlp, endpoint: 'https://m:1', interval: 30s}
 fn every_setting_with_a_flag_can_be_given_by_it() {
     let config = flags(
         "--console none --for 500ms --containers --uid 0 --uid 7 --comm sh --path /bin/ --path /usr/ --failed \
+         --include name:a* --include pod:b --exclude label:c=d \
          --no-exit --no-env-context --no-spans --args off --args-limit 32K --ring-size 16MiB --endpoint https://c \
-         --protocol http/json --header a=b=c --header d= --compression gzip --docker-socket /run/d.sock --label x \
-         --log-level none",
+         --protocol http/json --header a=b=c --header d= --compression gzip --runtime docker=/run/d.sock --label x \
+         --runtime podman=none --runtime cri-o=/c --runtime cri-o=auto --no-runtime-files --log-level none",
     )
     .load()
     .unwrap();
@@ -219,14 +231,15 @@ fn every_setting_with_a_flag_can_be_given_by_it() {
             uids: vec![0, 7],
             comms: vec!["sh".to_owned()],
             paths: vec!["/bin/".to_owned(), "/usr/".to_owned()],
+            containers: selection(&["name:a*", "pod:b"], &["label:c=d"]),
         },
     };
     wanted.spans.env_context = Vec::new();
-    wanted.enrich.docker_socket = Some("/run/d.sock".into());
+    wanted.enrich.runtimes =
+        Runtimes { docker: Reach::At("/run/d.sock".into()), podman: Reach::Off, files: false, ..Runtimes::default() };
     wanted.enrich.labels = vec!["x".to_owned()];
     assert_eq!(config, wanted);
     assert_eq!(flags("--host").load().unwrap().probes.filters.scope, Scope::Host);
-    assert_eq!(flags("--no-docker").load().unwrap().enrich.docker_socket, None);
 }
 
 #[test]
@@ -251,7 +264,7 @@ fn the_environment_beats_the_file_outside_of_export_too() {
 batch: {delay: 9s, max_records: 9}
 queue: {max_records: 9}
 limits: {value_length: 9, count: 9}
-enrich: {docker_socket: /9}
+enrich: {runtimes: {docker: /9, podman: /9}}
 export: {retry_max_elapsed: 9s}
 ",
         ..Given::default()
@@ -262,7 +275,8 @@ export: {retry_max_elapsed: 9s}
     assert_eq!((config.batch.delay, config.batch.max_records), (Duration::from_secs(2), 100));
     assert_eq!(config.queue.max_records, Some(200));
     assert_eq!(config.limits, AttributeLimits { value_length: Some(20), count: 30 });
-    assert_eq!(config.enrich.docker_socket, Some("/run/user/1000/docker.sock".into()));
+    let Runtimes { docker, podman, .. } = config.enrich.runtimes;
+    assert_eq!((docker, podman), (Reach::At("/run/user/1000/docker.sock".into()), Reach::At("/9".into())));
     assert_eq!(config.logs.unwrap().retry_max_elapsed, Duration::from_secs(30));
     assert_eq!((config.span_batch.delay, config.span_batch.max_records), (Duration::from_secs(4), 300));
     assert_eq!(config.span_queue.max_records, Some(400));
@@ -299,4 +313,25 @@ fn service_name_comes_from_the_highest_layer_and_is_no_attribute() {
         let wanted = [("a", a), ("c", "file")].map(|(key, value)| (key.to_owned(), value.to_owned()));
         assert_eq!(resource.attributes, wanted);
     }
+}
+
+#[test]
+fn who_asks_for_some_containers_does_not_ask_for_the_host() {
+    const SOME: &str = "probes: {filters: {containers: {include: ['name:web']}}}";
+    const SCOPED: &str = "probes: {filters: {scope: all, containers: {include: ['name:web']}}}";
+    let cases = [
+        ("", "", Scope::All),
+        ("--exclude name:web", "", Scope::All),
+        ("--include name:web", "", Scope::Containers),
+        ("", SOME, Scope::Containers),
+        ("", SCOPED, Scope::All),
+        ("--include name:db", SCOPED, Scope::All),
+        ("--containers", SCOPED, Scope::Containers),
+    ];
+    for (flags, file, scope) in cases {
+        let config = Given { flags, file, ..Given::default() }.load().unwrap();
+        assert_eq!((config.probes.filters.scope, config.notes.len()), (scope, 0), "{flags} {file}");
+    }
+    let config = Given { flags: "--host", file: SOME, ..Given::default() }.load().unwrap();
+    assert_eq!((config.probes.filters.scope, config.notes.len()), (Scope::Host, 1));
 }

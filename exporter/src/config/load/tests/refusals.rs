@@ -30,6 +30,8 @@ fn an_invalid_flag_is_refused_by_name() {
         ("--uid root", "flag --uid: `root` is not a numeric user id"),
         ("--uid 4294967295", "flag --uid: `4294967295` is not"),
         ("--comm 0123456789abcdef", "flag --comm: `0123456789abcdef` is not a prefix of 1 to 15 bytes"),
+        ("--include web", "flag --include: `web` is not name:GLOB, image:GLOB"),
+        ("--exclude id:", "flag --exclude: `id:` is not id: and the beginning"),
         ("--path bin/", "flag --path: `bin/` is not an absolute path"),
         ("--args-limit 64KiB", "flag --args-limit: `64KiB` is not a size from 1 to 65535 bytes"),
         ("--ring-size 5MiB", "flag --ring-size: `5MiB` is not a power of two from 4KiB to 1GiB"),
@@ -37,7 +39,12 @@ fn an_invalid_flag_is_refused_by_name() {
         ("--endpoint http://u:pw@c", "flag --endpoint: `http://…@c` is not free of credentials"),
         ("--header hunter2", "flag --header: entry 1 has no `=`"),
         ("--header te=hunter2", "flag --header: entry 1, `te`: this header is set by OTLP itself"),
-        ("--docker-socket docker.sock", "flag --docker-socket: `docker.sock` is not the absolute path"),
+        ("--runtime docker=d.sock", "flag --runtime: `docker=d.sock` is not docker= and the absolute path of a Unix"),
+        ("--runtime docker", "flag --runtime: `docker` is not docker= and the absolute path"),
+        (
+            "--runtime dokcer=none",
+            "flag --runtime: `dokcer=none` is not NAME=PATH, NAME=auto or NAME=none, with one of d",
+        ),
         ("--label a*b", "flag --label: `a*b` is not a label key"),
         ("--config /does/not/exist.yaml", "flag --config: cannot read /does/not/exist.yaml"),
     ];
@@ -114,8 +121,8 @@ fn an_invalid_variable_is_refused_by_name_even_if_it_is_overridden() {
 fn a_docker_host_elsewhere_is_refused_unless_a_flag_decides() {
     let message = env("DOCKER_HOST=tcp://d:2376").refusal();
     assert!(message.starts_with("environment variable DOCKER_HOST: `tcp://d:2376` is not unix://"), "{message}");
-    assert!(message.contains("--docker-socket"), "{message}");
-    for flags in ["--no-docker", "--docker-socket /run/docker.sock"] {
+    assert!(message.contains("--runtime docker=PATH"), "{message}");
+    for flags in ["--runtime docker=none", "--runtime docker=auto"] {
         assert!(Given { flags, env: "DOCKER_HOST=tcp://d:2376", ..Given::default() }.load().is_ok());
     }
 }
@@ -142,7 +149,11 @@ fn an_invalid_value_in_the_file_is_refused_by_line_and_key() {
         "probes.filters.uids: [root]",
         "probes.filters.comms: ['']",
         "probes.filters.paths: [bin]",
-        "enrich.docker_socket: docker.sock",
+        "probes.filters.containers.include: [web]",
+        "probes.filters.containers.exclude: ['name:']",
+        "enrich.runtimes.docker: docker.sock",
+        "enrich.runtimes.cri-o: yes",
+        "enrich.runtime_files: 1",
         "enrich.cache_entries: 0",
         "enrich.cache_grace: 1",
         "enrich.cache_negative: x",

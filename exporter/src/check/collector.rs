@@ -1,13 +1,7 @@
-//! Who else takes part: the Docker daemon that names containers, and the collectors that take logs and spans.
+//! The collectors that take logs and spans.
 
-use std::fs;
-use std::io;
-use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
-use std::path::Path;
 use std::time::Duration;
 
-use bollard::{API_DEFAULT_VERSION, Docker};
-use tokio::net::UnixStream;
 use tokio::time::timeout;
 
 use super::report::Check;
@@ -15,64 +9,11 @@ use crate::attach::refusal::shortened;
 use crate::config::Export;
 use crate::ship;
 
-/// How long Docker may take to answer.
-const ANSWER: Duration = Duration::from_secs(2);
 /// How long the collector may take, unless it is given less.
 const REACH: Duration = Duration::from_secs(5);
 
-pub(super) async fn docker(socket: Option<&Path>) -> Check {
-    docker_within(ANSWER, socket).await
-}
-
-async fn docker_within(patience: Duration, socket: Option<&Path>) -> Check {
-    const NAME: &str = "docker";
-    const MEANING: &str = "containers are told of by id only, without name, image and labels";
-    let Some(path) = socket else { return Check::skip(NAME, "switched off").means(MEANING) };
-    match timeout(patience, ask_docker(path)).await {
-        Ok(Ok(version)) => Check::ok(NAME, format!("{version} on {}", path.display())),
-        Ok(Err(Silent { found, remedy })) => Check::warn(NAME, found).means(MEANING).remedy(remedy),
-        Err(_) => Check::warn(NAME, format!("{} does not answer within {patience:?}", path.display()))
-            .means(MEANING)
-            .remedy("look at the daemon's log, and restart it if it hangs"),
-    }
-}
-
-/// Why Docker tells nothing.
-#[derive(Debug)]
-struct Silent {
-    found: String,
-    remedy: String,
-}
-
-async fn ask_docker(path: &Path) -> Result<String, Silent> {
-    const ABSENT: &str = "start Docker, or name its socket with --docker-socket, mounted if this is a container; or \
-                          switch it off with --no-docker";
-    let shown = path.display();
-    let silent = |found: String, remedy: &str| Silent { found, remedy: remedy.to_owned() };
-    let metadata = fs::metadata(path).map_err(|error| silent(format!("{shown}: {error}"), ABSENT))?;
-    if !metadata.file_type().is_socket() {
-        return Err(silent(format!("{shown} is no socket"), ABSENT));
-    }
-    match UnixStream::connect(path).await {
-        Ok(_) => {}
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-            let remedy = format!("run as root, or as a member of the socket's group (gid {})", metadata.gid());
-            return Err(Silent { found: format!("{shown}: {error}"), remedy });
-        }
-        Err(error) => return Err(silent(format!("{shown}: nobody answers: {error}"), ABSENT)),
-    }
-    let odd = |found: String| silent(format!("{shown}: {found}"), "Namespan needs Docker's API there: what listens?");
-    let path = path.to_str().ok_or_else(|| odd("the path is not UTF-8".to_owned()))?;
-    let docker = Docker::connect_with_unix(path, ANSWER.as_secs(), API_DEFAULT_VERSION);
-    let docker = docker.map_err(|error| odd(error.to_string()))?;
-    let docker = docker.negotiate_version().await.map_err(|error| odd(error.to_string()))?;
-    let version = docker.version().await.map_err(|error| odd(error.to_string()))?;
-    let text = |part: Option<String>| part.unwrap_or_else(|| "of unknown version".to_owned());
-    Ok(format!("Docker {} (API {})", text(version.version), text(version.api_version)))
-}
-
 /// One check for each place that something is shipped to; without any, one that is skipped.
-pub(super) async fn collectors(logs: Option<&Export>, traces: Option<&Export>) -> Vec<Check> {
+pub(super) async fn checks(logs: Option<&Export>, traces: Option<&Export>) -> Vec<Check> {
     const LOGS: &str = "collector";
     const SPANS: &str = "collector_traces";
     match (logs, traces) {
@@ -132,39 +73,8 @@ fn with_source(error: &dyn std::error::Error) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::net::UnixListener;
-
     use super::super::report::Status;
     use super::*;
-
-    #[tokio::test]
-    async fn docker_switched_off_is_skipped() {
-        assert_eq!(docker(None).await.status, Status::Skip);
-    }
-
-    #[tokio::test]
-    async fn a_docker_socket_that_is_absent_deserted_or_a_file_is_a_warning_with_its_path() {
-        let folder = tempfile::tempdir().unwrap();
-        let deserted = folder.path().join("deserted.sock");
-        drop(UnixListener::bind(&deserted).unwrap());
-        let file = folder.path().join("file");
-        fs::write(&file, "").unwrap();
-        for path in [folder.path().join("absent"), deserted, file] {
-            let check = docker(Some(&path)).await;
-            assert_eq!(check.status, Status::Warn);
-            assert!(check.found.starts_with(path.to_str().unwrap()), "{}", check.found);
-        }
-    }
-
-    #[tokio::test]
-    async fn a_docker_that_hangs_is_waited_for_only_so_long() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("hangs.sock");
-        let _listener = UnixListener::bind(&path).unwrap();
-        let check = docker_within(Duration::from_millis(50), Some(&path)).await;
-        assert_eq!(check.status, Status::Warn);
-        assert!(check.found.ends_with("does not answer within 50ms"), "{}", check.found);
-    }
 
     /// Different addresses at which nobody listens any more.
     fn deserted<const N: usize>() -> [String; N] {
@@ -178,7 +88,7 @@ mod tests {
 
     #[tokio::test]
     async fn no_endpoint_is_no_failure() {
-        let checks = collectors(None, None).await;
+        let checks = checks(None, None).await;
         let found: Vec<_> =
             checks.iter().map(|check| (check.name.as_str(), check.status, check.found.as_str())).collect();
         assert_eq!(found, [("collector", Status::Skip, "no endpoint in use")]);
@@ -203,7 +113,7 @@ mod tests {
             ),
         ];
         for (logs, traces, wanted) in cases {
-            let checks = collectors(logs, traces).await;
+            let checks = checks(logs, traces).await;
             assert_eq!(checks.len(), wanted.len(), "{checks:?}");
             for (check, (name, status, start)) in checks.iter().zip(wanted) {
                 let means = check.consequence.as_deref().unwrap();
