@@ -338,7 +338,7 @@ fn owner_of<'a>(attribution: &'a Attribution, event: &Event<'a>) -> &'a [u8] {
         Owner::Container(container) => {
             container.name.as_deref().unwrap_or_else(|| container.id.get(..12).unwrap_or(&container.id)).as_bytes()
         }
-        Owner::Host => event.nodename,
+        Owner::Host(_) => event.nodename,
     }
 }
 

@@ -5,6 +5,7 @@ mod attributes;
 pub mod batch;
 pub mod log;
 pub mod names;
+pub mod note;
 pub mod process;
 pub mod proto;
 pub mod resource;

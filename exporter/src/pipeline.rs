@@ -3,6 +3,7 @@
 
 mod lane;
 mod resources;
+mod selects;
 mod summary;
 mod work;
 
@@ -19,14 +20,15 @@ use crate::attach::refusal::refusal;
 use crate::attach::{AttachError, Attached, Counted, attach};
 use crate::config::{Config, Probes, Signal};
 use crate::console::Console;
-use crate::enrich::docker;
-use crate::enrich::{Enricher, Update};
+use crate::enrich::runtime::{Line, Update, follow};
+use crate::enrich::{self, Enricher, Source};
 use crate::ring::Ring;
 use crate::ship::ShipError;
 use crate::telemetry::{Telemetry, TelemetryError};
 use lane::Lane;
+use selects::Selects;
 pub use summary::{Fate, Summary};
-use work::Work;
+use work::{Traced, Work};
 
 /// The kernel side wakes us when much waits; this is for the rest, and for everything with a deadline.
 const TICK: Duration = Duration::from_millis(20);
@@ -60,7 +62,7 @@ pub enum PipelineError {
 pub struct Pipeline {
     attached: Attached,
     ring: Ring,
-    updates: Option<mpsc::Receiver<Update>>,
+    updates: Option<mpsc::Receiver<(usize, Update)>>,
     work: Work,
     telemetry: Option<Telemetry>,
 }
@@ -71,18 +73,20 @@ impl Pipeline {
         let console = Console::new(config).map_err(PipelineError::Console)?;
         let logs = Lane::start(Signal::Logs, config.logs.as_ref(), config.batch, config.queue)?;
         let spans = Lane::start(Signal::Traces, config.traces.as_ref(), config.span_batch, config.span_queue)?;
-        let traced = logs.is_wanted(&console) || spans.is_wanted(&console) || console.is_tree();
-        let probes = Probes { env_context: traced && !config.spans.env_context.is_empty(), ..config.probes.clone() };
-        let (attached, ring) = attach(&probes).map_err(PipelineError::Attach)?;
+        let traced = Traced::new(config, &console, &logs, &spans);
+        let probes =
+            Probes { env_context: traced.ids && !config.spans.env_context.is_empty(), ..config.probes.clone() };
+        let (attached, ring, unwanted) = attach(&probes).map_err(PipelineError::Attach)?;
         if !attached.missing.is_empty() {
             tracing::warn!(fields = ?attached.missing, "this kernel lacks fields: records go without them");
         }
         let ring = Ring::new(ring).map_err(PipelineError::Ring)?;
-        let (enricher, updates) = runtime(config);
+        let (enricher, updates) = runtimes(config);
+        let selects = unwanted.map(|unwanted| Selects::new(probes.filters.clone(), unwanted));
         let shipped = [&logs, &spans].into_iter().filter_map(Lane::shipped).collect();
         let telemetry =
             config.metrics.as_ref().map(|metrics| Telemetry::start(metrics, config, shipped)).transpose()?;
-        let work = Work::new(config, enricher, console, logs, spans).map_err(PipelineError::BootId)?;
+        let work = Work::new(config, enricher, console, logs, spans, selects).map_err(PipelineError::BootId)?;
         Ok(Self { attached, ring, updates, work, telemetry })
     }
 
@@ -96,7 +100,7 @@ impl Pipeline {
         loop {
             tokio::select! {
                 () = &mut stop => return,
-                update = next(&mut self.updates) => self.work.learn(update),
+                (source, update) = next(&mut self.updates) => self.work.learn(source, update),
                 result = self.ring.wait() => {
                     // Without wake-ups there is still the tick.
                     if let Err(error) = result {
@@ -180,19 +184,21 @@ impl Pipeline {
     }
 }
 
-/// The container runtime's side: questions go to a task of its own, answers come back.
-fn runtime(config: &Config) -> (Enricher, Option<mpsc::Receiver<Update>>) {
-    let Some(settings) = docker::Settings::from_config(&config.enrich) else {
-        return (Enricher::new(&config.enrich, None), None);
-    };
-    let (lookups, questions) = mpsc::channel(LOOKUPS);
+/// The container runtimes' side: questions go to tasks of their own, answers come back.
+fn runtimes(config: &Config) -> (Enricher, Option<mpsc::Receiver<(usize, Update)>>) {
     let (answers, updates) = mpsc::channel(UPDATES);
-    tokio::spawn(docker::watch(settings, questions, answers));
-    (Enricher::new(&config.enrich, Some(lookups)), Some(updates))
+    let mut sources = Vec::new();
+    for (runtime, files) in enrich::runtimes(config) {
+        let (lookups, questions) = mpsc::channel(LOOKUPS);
+        sources.push(Source { name: runtime.name(), answers_for: runtime.answers_for(), files, lookups });
+        tokio::spawn(follow(runtime, Line::new(sources.len() - 1, questions, answers.clone())));
+    }
+    let updates = (!sources.is_empty()).then_some(updates);
+    (Enricher::new(&config.enrich, sources), updates)
 }
 
 /// The runtime's next word; never, if there is none.
-async fn next(updates: &mut Option<mpsc::Receiver<Update>>) -> Update {
+async fn next(updates: &mut Option<mpsc::Receiver<(usize, Update)>>) -> (usize, Update) {
     match updates {
         Some(receiver) => match receiver.recv().await {
             Some(update) => update,

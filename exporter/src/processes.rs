@@ -353,7 +353,7 @@ fn image(exec: &Exec<'_>) -> Image {
 /// Whether what this owner's processes have in their environment is believed.
 fn is_trusted(trusted: &[config::Trust], owner: &Owner) -> bool {
     trusted.iter().any(|trust| match owner {
-        Owner::Host => matches!(trust, config::Trust::All | config::Trust::Host),
+        Owner::Host(_) => matches!(trust, config::Trust::All | config::Trust::Host),
         Owner::Container(container) => match trust {
             config::Trust::All | config::Trust::Containers => true,
             config::Trust::Host => false,

@@ -20,7 +20,7 @@ use tokio::sync::oneshot;
 use crate::attach::Counted;
 use crate::config::{Config, Metrics, Protocol, Signal};
 use crate::enrich::Stats;
-use crate::model::resource::{Host, encode_resource};
+use crate::model::resource::{Host, Subject, encode_resource};
 use crate::model::semconv;
 use crate::processes;
 use crate::queue::Queue;
@@ -46,6 +46,8 @@ pub struct Status {
     pub processes: processes::Stats,
     /// Records from the kernel that could not be read.
     pub undecodable: u64,
+    /// Records of containers that are not wanted.
+    pub filtered: u64,
     /// Records that the console was too slow for.
     pub unprinted: u64,
     pub at: Instant,
@@ -143,6 +145,16 @@ fn instruments(provider: &SdkMeterProvider, shared: &Arc<Shared>) {
         let builder = meter.u64_observable_counter(name).with_unit(unit).with_description(description);
         builder.with_callback(callback).build();
     };
+    let gauge = |name, unit, description, value: fn(&Status) -> f64| {
+        let shared = Arc::clone(shared);
+        let callback = move |observer: &Observer<'_, f64>| {
+            if let Some(status) = shared.status().as_ref() {
+                observer.observe(value(status), &[]);
+            }
+        };
+        let builder = meter.f64_observable_gauge(name).with_unit(unit).with_description(description);
+        builder.with_callback(callback).build();
+    };
     counter("namespan.kernel.triggered", "{event}", "Events that happened, before any filter", |shared, observer| {
         let Some(status) = *shared.status() else { return };
         for program in Program::ALL {
@@ -165,6 +177,11 @@ fn instruments(provider: &SdkMeterProvider, shared: &Arc<Shared>) {
             observer.observe(events, &[KeyValue::new(semconv::ERROR_TYPE, reason)]);
         }
     });
+    let meaning = "Delivered events of containers that are not wanted, before the kernel side was told so";
+    counter("namespan.events.filtered", "{event}", meaning, |shared, observer| {
+        let Some(status) = *shared.status() else { return };
+        observer.observe(status.filtered, &[]);
+    });
     let meaning = "What happened in the cache of containers; one record may count under several outcomes";
     counter("namespan.container.cache", "{occurrence}", meaning, |shared, observer| {
         let Some(Status { cache, .. }) = *shared.status() else { return };
@@ -174,12 +191,19 @@ fn instruments(provider: &SdkMeterProvider, shared: &Arc<Shared>) {
             ("eviction", cache.evictions),
             ("cgroup_eviction", cache.cgroup_evictions),
             ("unresolved", cache.unresolved),
+            ("refused", cache.refused),
             ("lookup_refused", cache.lookups_refused),
         ];
         for (outcome, count) in counts {
             observer.observe(count, &[KeyValue::new(semconv::OUTCOME, outcome)]);
         }
     });
+    let meaning = "Containers that are remembered";
+    gauge("namespan.container.count", "{container}", meaning, |status| f64::from(status.cache.containers));
+    let meaning = "Runtimes that should tell of their containers, and do not";
+    gauge("namespan.runtime.degraded", "{runtime}", meaning, |status| f64::from(status.cache.degraded));
+    let meaning = "How long the container that was last forgotten for want of room had been remembered";
+    gauge("namespan.container.eviction.age", "s", meaning, |status| status.cache.evicted_age.as_secs_f64());
     let meaning = "Spans that have begun, sampled or not";
     counter("namespan.span.begun", "{span}", meaning, |shared, observer| {
         let Some(status) = *shared.status() else { return };
@@ -305,15 +329,7 @@ fn name_of(program: Program) -> KeyValue {
 
 /// The host's resource, as one service on it: ourselves.
 fn resource(host: &Host, config: &Config) -> Resource {
-    let mut settings = config.resource.clone();
-    settings.service_name.get_or_insert_with(|| "namespan".to_owned());
-    let instance = host.id.as_ref().or(host.name.as_ref()).map_or("", String::as_str);
-    for (key, value) in [(semconv::SERVICE_VERSION, semconv::VERSION), (semconv::SERVICE_INSTANCE_ID, instance)] {
-        if !value.is_empty() && !settings.attributes.iter().any(|(set, _)| set == key) {
-            settings.attributes.push((key.to_owned(), value.to_owned()));
-        }
-    }
-    let bytes = encode_resource(host, None, &settings);
+    let bytes = encode_resource(host, Subject::Agent, &config.resource);
     let decoded = opentelemetry_proto::tonic::resource::v1::Resource::decode(&*bytes).unwrap_or_default();
     let attributes = decoded.attributes.into_iter().filter_map(|pair| {
         // A host's attributes are texts.

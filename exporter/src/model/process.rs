@@ -3,6 +3,7 @@
 use namespan_ebpf::wire::{self, flag};
 
 use crate::config::Arguments;
+use crate::enrich::{Attribution, Entered, Entry, Owner};
 use crate::event::{Event, Exec, Exit, Kind};
 use crate::model::attributes::Attributes;
 use crate::model::{args, names, semconv, text};
@@ -18,8 +19,8 @@ pub struct Context<'a> {
     pub creation_unix_ns: u64,
     /// Of the parent's fork, truncated to 10 ms; 0: unknown.
     pub parent_creation_unix_ns: u64,
-    /// How the record's container was found: `runtime_event`, `runtime_api`, `cgroup_path` or `none`.
-    pub attribution: &'static str,
+    /// Whose the process is.
+    pub attribution: &'a Attribution,
     /// `fork_exec`, `reexec`, `fork` or `preexisting`.
     pub start_type: &'static str,
     /// What was last executed in the process; of use for exits only.
@@ -136,7 +137,7 @@ pub(super) fn provenance(attributes: &mut Attributes<'_>, event: &Event<'_>, con
         attributes.int(semconv::PROCESS_VPID, process.vpid);
     }
     attributes.int(semconv::PROCESS_USER_ID, process.euid);
-    attributes.text(semconv::CONTAINER_ATTRIBUTION, context.attribution.as_bytes());
+    whose(attributes, context.attribution);
     attributes.text(semconv::START_TYPE, context.start_type.as_bytes());
     for (bit, key) in [
         (flag::UNLINKED, semconv::EXECUTABLE_UNLINKED),
@@ -150,6 +151,26 @@ pub(super) fn provenance(attributes: &mut Attributes<'_>, event: &Event<'_>, con
     }
     attributes.bool(semconv::PROCESS_INTERACTIVE, !event.tty.is_empty());
     attributes.text(semconv::TTY_NAME, event.tty);
+}
+
+/// How the process's container was found, and what there is to say of how it came there.
+fn whose(attributes: &mut Attributes<'_>, attribution: &Attribution) {
+    attributes.text(semconv::CONTAINER_ATTRIBUTION, attribution.how.as_str().as_bytes());
+    attributes.text(semconv::CONTAINER_CERTAINTY, attribution.how.certainty().unwrap_or_default().as_bytes());
+    attributes.text(semconv::CONTAINER_ENTRY, attribution.entry.map_or("", Entry::as_str).as_bytes());
+    match &attribution.entered {
+        Some(Entered::Host) => attributes.bool(semconv::CONTAINER_ENTERED_HOST, true),
+        Some(Entered::Container(container)) => {
+            attributes.text(semconv::CONTAINER_ENTERED_ID, container.id.as_bytes());
+        }
+        None => {}
+    }
+    attributes.text(semconv::CONTAINER_CLAIMED_ID, attribution.claimed.as_deref().unwrap_or_default().as_bytes());
+    attributes.text(semconv::CONTAINER_NESTED_ID, attribution.nested.as_deref().unwrap_or_default().as_bytes());
+    if let Owner::Host(Some(unit)) = &attribution.owner {
+        attributes.text(semconv::SYSTEMD_UNIT, unit.name.as_bytes());
+        attributes.text(semconv::SYSTEMD_USER_UNIT, unit.user_unit.as_deref().unwrap_or_default().as_bytes());
+    }
 }
 
 pub(super) fn credentials(attributes: &mut Attributes<'_>, process: &wire::Process) {

@@ -8,6 +8,7 @@ use crate::enrich::container::Container;
 use crate::model::{proto, semconv};
 
 const UNKNOWN_SERVICE: &str = "unknown_service";
+const AGENT_SERVICE: &str = "namespan";
 /// So begin the keys that are not a container's to choose: they say whose a record is, and who found out.
 const IDENTITY: [&str; 8] = ["cloud.", "container.", "host.", "k8s.", "namespan.", "os.", "process.", "telemetry."];
 
@@ -62,14 +63,31 @@ fn arch(machine: &str) -> &str {
     }
 }
 
-/// The bytes of a `Resource`: of a container, or with `None` of the host. What the user has set wins over what was found,
-/// but for the service's name, which is not that of every container.
+/// Whose records a resource is for.
+#[derive(Clone, Copy, Debug)]
+pub enum Subject<'a> {
+    /// Processes outside of containers, with the service that their systemd unit is, if any.
+    Host(Option<&'a str>),
+    Container(&'a Container),
+    /// Namespan itself.
+    Agent,
+}
+
+/// The bytes of a `Resource`. What the user has set wins over what was found, but for the service's name, which is not that
+/// of every container.
 #[must_use]
-pub fn encode_resource(host: &Host, container: Option<&Container>, settings: &config::Resource) -> Vec<u8> {
+pub fn encode_resource(host: &Host, subject: Subject<'_>, settings: &config::Resource) -> Vec<u8> {
     let mut resource = Attributes { user: &settings.attributes, out: Vec::new() };
-    match container {
-        Some(container) => container_attributes(&mut resource, container),
-        None => resource.text(semconv::SERVICE_NAME, host_service(settings)),
+    match subject {
+        Subject::Container(container) => container_attributes(&mut resource, container),
+        Subject::Host(unit) => {
+            resource.text(semconv::SERVICE_NAME, host_service(settings).or(unit).unwrap_or(UNKNOWN_SERVICE));
+        }
+        Subject::Agent => {
+            resource.text(semconv::SERVICE_NAME, host_service(settings).unwrap_or(AGENT_SERVICE));
+            resource.text(semconv::SERVICE_VERSION, semconv::VERSION);
+            resource.optional(semconv::SERVICE_INSTANCE_ID, host.id.as_deref().or(host.name.as_deref()));
+        }
     }
     resource.optional(semconv::HOST_ID, host.id.as_deref());
     resource.optional(semconv::HOST_NAME, host.name.as_deref());
@@ -81,10 +99,11 @@ pub fn encode_resource(host: &Host, container: Option<&Container>, settings: &co
     resource.finish()
 }
 
-fn host_service(settings: &config::Resource) -> &str {
+/// As the user has set it.
+fn host_service(settings: &config::Resource) -> Option<&str> {
     let attribute = settings.attributes.iter().rev().find(|(key, _)| key == semconv::SERVICE_NAME);
     let found = settings.service_name.as_deref().or(attribute.map(|(_, value)| value.as_str()));
-    found.filter(|name| !name.is_empty()).unwrap_or(UNKNOWN_SERVICE)
+    found.filter(|name| !name.is_empty())
 }
 
 fn container_attributes(resource: &mut Attributes<'_>, container: &Container) {
@@ -93,6 +112,8 @@ fn container_attributes(resource: &mut Attributes<'_>, container: &Container) {
     resource.text(semconv::CONTAINER_ID, &container.id);
     resource.optional(semconv::CONTAINER_NAME, container.name.as_deref());
     resource.text(semconv::CONTAINER_RUNTIME_NAME, container.runtime);
+    resource.optional(semconv::CONTAINER_NAMESPACE, container.namespace.as_deref());
+    resource.optional(semconv::CONTAINER_USER_ID, container.user.map(|user| user.to_string()).as_deref());
     if let Some(image) = &container.image {
         resource.text(semconv::CONTAINER_IMAGE_NAME, &image.name);
         resource.texts(semconv::CONTAINER_IMAGE_TAGS, &image.tags);
@@ -210,7 +231,7 @@ mod tests {
     }
 
     fn decoded(container: Option<&Container>, settings: &config::Resource) -> BTreeMap<String, String> {
-        let bytes = encode_resource(&host(), container, settings);
+        let bytes = encode_resource(&host(), container.map_or(Subject::Host(None), Subject::Container), settings);
         let resource = Resource::decode(&*bytes).unwrap();
         assert_eq!(resource.encode_to_vec(), bytes);
         let count = resource.attributes.len();

@@ -14,6 +14,10 @@ pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 pub const EVENT_EXEC: &str = "namespan.process.exec";
 /// The last thread of a process has exited.
 pub const EVENT_EXIT: &str = "namespan.process.exit";
+/// A runtime does not tell of its containers any more (severity WARN).
+pub const EVENT_ATTRIBUTION_DEGRADED: &str = "namespan.attribution.degraded";
+/// It does again.
+pub const EVENT_ATTRIBUTION_RECOVERED: &str = "namespan.attribution.recovered";
 
 // --- Resource -----------------------------------------------------------------------------------------------------------
 
@@ -63,6 +67,10 @@ pub const K8S_NAMESPACE_NAME: &str = "k8s.namespace.name";
 pub const K8S_CONTAINER_NAME: &str = "k8s.container.name";
 /// string, Dev: the label's key follows, verbatim.
 pub const CONTAINER_LABEL_PREFIX: &str = "container.label.";
+/// string: containerd's namespace of a container.
+pub const CONTAINER_NAMESPACE: &str = "namespan.container.namespace";
+/// string: id of the user whose rootless runtime a container belongs to.
+pub const CONTAINER_USER_ID: &str = "namespan.container.user.id";
 
 // --- Process ------------------------------------------------------------------------------------------------------------
 
@@ -107,8 +115,29 @@ pub const ERROR_TYPE: &str = "error.type";
 
 // --- Ours ---------------------------------------------------------------------------------------------------------------
 
-/// string: `runtime_event`, `runtime_api`, `cgroup_path` or `none`; how the record's container was found.
+/// string: `runtime_event`, `runtime_api`, `runtime_files`, `cgroup_path`, `lineage`, `contradicted`, `unverified` or
+/// `none`; how the record's container was found.
 pub const CONTAINER_ATTRIBUTION: &str = "namespan.container.attribution";
+/// string: `confirmed`, `inferred` or `refused`; how surely.
+pub const CONTAINER_CERTAINTY: &str = "namespan.container.certainty";
+/// string: `init`, `exec`, `nsenter` or `setup`; how the process came into its container.
+pub const CONTAINER_ENTRY: &str = "namespan.container.entry";
+/// string: id of the container whose namespaces the process has joined.
+pub const CONTAINER_ENTERED_ID: &str = "namespan.container.entered.id";
+/// bool: it is the host's namespaces that a container's process has joined.
+pub const CONTAINER_ENTERED_HOST: &str = "namespan.container.entered.host";
+/// string: id that the cgroup names, and that is not believed.
+pub const CONTAINER_CLAIMED_ID: &str = "namespan.container.claimed.id";
+/// string: what looks like an id below the container's own cgroup; the container may have chosen it.
+pub const CONTAINER_NESTED_ID: &str = "namespan.container.nested.id";
+/// string: unit of the system's manager, of a process on the host.
+pub const SYSTEMD_UNIT: &str = "namespan.systemd.unit";
+/// string: unit of a user's own manager.
+pub const SYSTEMD_USER_UNIT: &str = "namespan.systemd.user_unit";
+/// string: `socket` or `files`; by which a runtime tells of its containers.
+pub const RUNTIME_SOURCE: &str = "namespan.runtime.source";
+/// string: why.
+pub const REASON: &str = "namespan.reason";
 /// string: `fork_exec`, `reexec`, `fork` or `preexisting`; how the process came to its image.
 pub const START_TYPE: &str = "namespan.process.start_type";
 /// double, seconds from fork to exit.

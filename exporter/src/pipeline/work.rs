@@ -9,16 +9,20 @@ use namespan_ebpf::wire::Counter;
 
 use super::lane::Lane;
 use super::resources::Resources;
+use super::selects::Selects;
 use super::summary::{Fate, Summary};
 use crate::attach::Counted;
 use crate::clock::{Clock, boot_ns};
 use crate::config::{Config, RootSampler, Sampler, Signal};
 use crate::console::{Console, Trees};
 use crate::decode;
-use crate::enrich::{Attribution, Enricher, Link, Update, Verdict};
+use crate::enrich::runtime::Update;
+use crate::enrich::{Attribution, Change, Changed, Enricher, Stand, Verdict};
 use crate::event::{Event, Exec, Exit, Kind, ProcessId};
+
 use crate::model::log::{self, Context};
 use crate::model::span::{self, End};
+use crate::model::{note, semconv};
 use crate::processes::{self, Begun, Processes, Seen, Span};
 use crate::telemetry::Status;
 use crate::trace::ids::Ids;
@@ -51,6 +55,27 @@ pub(super) struct Work {
     /// Records read from the ring.
     pub(super) read: u64,
     undecodable: u64,
+    /// Records that were read, and then not wanted.
+    filtered: u64,
+    /// Records of our own making.
+    notes: u64,
+    /// Which containers are wanted; `None`: all.
+    selects: Option<Selects>,
+}
+
+/// Whether anybody takes spans, and whether any record has ids of spans.
+#[derive(Clone, Copy)]
+pub(super) struct Traced {
+    pub(super) spans: bool,
+    pub(super) ids: bool,
+}
+
+impl Traced {
+    pub(super) fn new(config: &Config, console: &Console, logs: &Lane, spans: &Lane) -> Self {
+        // A span ends with the exit.
+        let spans = config.probes.exits && spans.is_wanted(console);
+        Self { spans, ids: logs.is_wanted(console) || spans || console.is_tree() }
+    }
 }
 
 /// The spans that are told.
@@ -72,12 +97,32 @@ impl Spans {
 
 /// Records whose container has no name yet, as they were read.
 struct Waiting {
-    /// With the time when each was read.
-    records: VecDeque<(u64, Box<[u8]>)>,
+    records: VecDeque<Waits>,
     bytes: usize,
     max_bytes: usize,
     /// When the first of them has waited long enough.
     until: Option<Instant>,
+}
+
+struct Waits {
+    /// When it was read.
+    observed_unix_ns: u64,
+    stand: Stand,
+    record: Box<[u8]>,
+}
+
+impl Waiting {
+    /// A quarter is for those that may be nobody's.
+    fn has_room(&self, bytes: usize, stand: &Stand) -> bool {
+        let max_bytes = if stand.is_open() { self.max_bytes / 4 } else { self.max_bytes };
+        self.bytes + bytes <= max_bytes
+    }
+
+    fn push(&mut self, waits: Waits, until: Instant) {
+        self.bytes += waits.record.len();
+        self.records.push_back(waits);
+        self.until = Some(self.until.map_or(until, |first| first.min(until)));
+    }
 }
 
 impl Work {
@@ -87,16 +132,16 @@ impl Work {
         console: Console,
         logs: Lane,
         spans: Lane,
+        selects: Option<Selects>,
     ) -> io::Result<Self> {
         let waiting = Waiting { records: VecDeque::new(), bytes: 0, max_bytes: config.enrich.wait_bytes, until: None };
         let mut settings = config.spans.clone();
-        let spanned = config.probes.exits && spans.is_wanted(&console);
+        let Traced { spans: spanned, ids: traced } = Traced::new(config, &console, &logs, &spans);
         if !spanned {
             // The ids of log records are there all the same: an application's trace has them too.
             settings.sampler = Sampler { parent_based: false, root: RootSampler::Off };
         }
         let trees = console.is_tree().then(Trees::new);
-        let traced = logs.is_wanted(&console) || spanned || trees.is_some();
         let began_boot_ns = boot_ns();
         let encoder = span::Encoder::new(config.arguments, config.span_limits, &settings);
         let spans = Spans { encoder, lane: spans, wanted: spanned, told: 0 };
@@ -119,6 +164,9 @@ impl Work {
             console,
             read: 0,
             undecodable: 0,
+            filtered: 0,
+            notes: 0,
+            selects,
         })
     }
 
@@ -158,34 +206,80 @@ impl Work {
                 return;
             }
         };
-        match self.enricher.attribute(&event, self.now) {
-            Verdict::Ready(attribution) => self.event(&event, &attribution, self.now_unix_ns),
-            Verdict::Wait { until } if self.waiting.bytes + record.len() <= self.waiting.max_bytes => {
-                self.waiting.bytes += record.len();
-                self.waiting.records.push_back((self.now_unix_ns, record.into()));
-                self.waiting.until = Some(self.waiting.until.map_or(until, |first| first.min(until)));
+        let stand = self.enricher.stand(&event, self.now);
+        match self.enricher.attribute(&stand, self.now) {
+            Verdict::Ready(attribution) => self.select(&event, &stand, &attribution, self.now_unix_ns),
+            Verdict::Wait { until } if self.waiting.has_room(record.len(), &stand) => {
+                self.waiting.push(Waits { observed_unix_ns: self.now_unix_ns, stand, record: record.into() }, until);
             }
             Verdict::Wait { .. } => {
-                // No room: all go, so that none overtakes another.
-                self.release(self.now, true);
-                let attribution = self.enricher.attribute_now(&event, self.now);
-                self.event(&event, &attribution, self.now_unix_ns);
+                // No room: all go, so that none overtakes another. Whoever may be nobody's does not push out the others.
+                if !stand.is_open() {
+                    self.release(self.now, true);
+                }
+                let attribution = self.enricher.settle(&stand);
+                self.select(&event, &stand, &attribution, self.now_unix_ns);
             }
         }
     }
 
     /// What the runtime told; records that waited for it go on.
-    pub(super) fn learn(&mut self, update: Update) {
-        match &update {
-            Update::State(Link::Connected) => tracing::info!("connected to Docker: containers have names"),
-            Update::State(Link::Lost { reason }) => {
-                tracing::warn!(reason, "Docker does not answer: new containers are known by their id only");
-            }
-            Update::Known { .. } | Update::Unknown { .. } | Update::Gone { .. } => {}
-        }
+    pub(super) fn learn(&mut self, source: usize, update: Update) {
         self.now = Instant::now();
-        self.enricher.apply(update, self.now);
+        let applied = self.enricher.apply(source, update, self.now);
+        if let Some(change) = applied.change {
+            self.say(&change);
+        }
+        if let (Some(key), Some(selects)) = (applied.described, &mut self.selects) {
+            selects.think_again(&key, applied.homes);
+        }
         self.release(self.now, false);
+    }
+
+    /// A runtime tells of its containers, or no longer.
+    fn say(&mut self, change: &Change) {
+        let (runtime, what) = (change.source, if change.files { "files" } else { "socket" });
+        match &change.what {
+            Changed::Connected if change.files => tracing::debug!(runtime, "what it keeps on disk is read"),
+            Changed::Connected => tracing::info!(runtime, what, "connected: its containers have names"),
+            Changed::Absent { reason } => tracing::debug!(runtime, what, reason, "not on this host"),
+            Changed::Degraded { reason } => {
+                tracing::warn!(
+                    runtime,
+                    what,
+                    reason,
+                    "does not answer: its new containers may be known by their id only"
+                );
+            }
+            Changed::Recovered => tracing::info!(runtime, what, "answers again: its containers have names"),
+        }
+        let (event, severity, reason) = match &change.what {
+            Changed::Degraded { reason } => (semconv::EVENT_ATTRIBUTION_DEGRADED, note::WARN, reason.as_str()),
+            Changed::Recovered => (semconv::EVENT_ATTRIBUTION_RECOVERED, note::INFO, ""),
+            Changed::Connected | Changed::Absent { .. } => return,
+        };
+        if !self.logs.is_wanted(&self.console) {
+            return;
+        }
+        let now_unix_ns = self.clock.unix_ns(boot_ns());
+        let attributes =
+            [(semconv::CONTAINER_RUNTIME_NAME, runtime), (semconv::RUNTIME_SOURCE, what), (semconv::REASON, reason)];
+        self.notes += 1;
+        let resource = self.resources.of_agent();
+        self.logs.push(self.now, resource, &mut self.console, |out| {
+            note::encode(event, severity, now_unix_ns, &attributes, out);
+        });
+    }
+
+    /// Passes on what is wanted; what is not, the kernel side is told not to tell of.
+    fn select(&mut self, event: &Event<'_>, stand: &Stand, attribution: &Attribution, observed_unix_ns: u64) {
+        if let Some(selects) = &mut self.selects
+            && !selects.wants(event, stand, attribution)
+        {
+            self.filtered += 1;
+            return;
+        }
+        self.event(event, attribution, observed_unix_ns);
     }
 
     /// Asks again for the records that wait; at their deadline, or if `all` must go, they go with what is known.
@@ -193,21 +287,25 @@ impl Work {
         let waiting = std::mem::take(&mut self.waiting.records);
         self.waiting.bytes = 0;
         self.waiting.until = None;
-        for (observed_unix_ns, record) in waiting {
+        for mut waits in waiting {
             // It was an event when it came.
-            let Ok(event) = decode::event(&record) else { continue };
-            match self.enricher.attribute(&event, now) {
-                Verdict::Ready(attribution) => self.event(&event, &attribution, observed_unix_ns),
-                Verdict::Wait { until } if until > now && !all => {
-                    self.waiting.until = Some(self.waiting.until.map_or(until, |first| first.min(until)));
-                    self.waiting.bytes += record.len();
-                    self.waiting.records.push_back((observed_unix_ns, record));
-                }
-                Verdict::Wait { .. } => {
-                    let attribution = self.enricher.attribute_now(&event, now);
-                    self.event(&event, &attribution, observed_unix_ns);
+            let Ok(event) = decode::event(&waits.record) else { continue };
+            if waits.stand.is_open() {
+                let stand = self.enricher.stand(&event, now);
+                // Otherwise it waits from when it came.
+                if !stand.is_open() {
+                    waits.stand = stand;
                 }
             }
+            let attribution = match self.enricher.attribute(&waits.stand, now) {
+                Verdict::Ready(attribution) => attribution,
+                Verdict::Wait { until } if !all => {
+                    self.waiting.push(waits, until);
+                    continue;
+                }
+                Verdict::Wait { .. } => self.enricher.settle(&waits.stand),
+            };
+            self.select(&event, &waits.stand, &attribution, waits.observed_unix_ns);
         }
     }
 
@@ -220,7 +318,7 @@ impl Work {
             observed_unix_ns: observed_unix_ns.max(self.clock.unix_ns(process.time_boot_ns)),
             creation_unix_ns: self.clock.creation_unix_ns(process.start_boot_ns),
             parent_creation_unix_ns: self.clock.creation_unix_ns(process.parent_start_boot_ns),
-            attribution: attribution.how.as_str(),
+            attribution,
             start_type: start_type(event, self.began_boot_ns),
             image: None,
             span: None,
@@ -323,13 +421,15 @@ impl Work {
             cache: self.enricher.stats(),
             processes: self.processes.stats(),
             undecodable: self.undecodable,
+            filtered: self.filtered,
             unprinted,
             at: self.now,
         }
     }
 
     pub(super) fn summary(&self, counted: &Counted) -> Summary {
-        let seen = counted.sum(Counter::Triggered) - counted.sum(Counter::Filtered) + counted.skipped();
+        let told = counted.sum(Counter::Triggered) - counted.sum(Counter::Filtered) + counted.skipped();
+        let seen = told.saturating_sub(self.filtered) + self.notes;
         let mut events = self.fate(&self.logs, Signal::Logs, seen);
         for (reason, lost) in counted.losses() {
             events.lose(reason, lost);

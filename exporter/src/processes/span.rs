@@ -155,8 +155,8 @@ impl Span {
 
 fn same_owner(one: &Owner, other: &Owner) -> bool {
     match (one, other) {
-        (Owner::Host, Owner::Host) => true,
-        (Owner::Container(one), Owner::Container(other)) => one.id == other.id,
-        (Owner::Host, Owner::Container(_)) | (Owner::Container(_), Owner::Host) => false,
+        (Owner::Host(_), Owner::Host(_)) => true,
+        (Owner::Container(one), Owner::Container(other)) => one.key() == other.key(),
+        (Owner::Host(_), Owner::Container(_)) | (Owner::Container(_), Owner::Host(_)) => false,
     }
 }

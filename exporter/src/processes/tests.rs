@@ -32,7 +32,7 @@ struct Case {
 }
 
 fn case(tgid: u32, ancestor: u32) -> Case {
-    let owner = Owner::Host;
+    let owner = Owner::Host(None);
     Case {
         tgid,
         ancestor,
@@ -226,7 +226,7 @@ fn a_context_is_believed_only_of_whom_the_settings_trust() {
         (&[Trust::Name("we*".into()), Trust::Host], true, true, false),
         (&[Trust::Image("web".into())], false, false, false),
     ] {
-        let found = [Owner::Host, container("web"), container("db")].map(|owner| believed(trust, owner));
+        let found = [Owner::Host(None), container("web"), container("db")].map(|owner| believed(trust, owner));
         assert_eq!(found, [of_host, of_web, of_db], "{trust:?}");
     }
 }
@@ -421,7 +421,7 @@ proptest! {
                     if ancestor == tgid || gone.contains(&tgid) {
                         continue;
                     }
-                    let owner = if owner == 0 { container("a") } else { Owner::Host };
+                    let owner = if owner == 0 { container("a") } else { Owner::Host(None) };
                     Case { at: now, owner, ..case(tgid, ancestor) }.exec(&mut processes);
                 }
                 2 => {

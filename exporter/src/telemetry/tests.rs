@@ -51,9 +51,10 @@ fn status() -> Status {
     }
     Status {
         counted: Counted::from_parts(counts, [0, 5, 0]),
-        cache: Stats { hits: 7, misses: 3, unresolved: 1, ..Stats::default() },
+        cache: Stats { hits: 7, misses: 3, unresolved: 1, refused: 4, containers: 5, degraded: 1, ..Stats::default() },
         processes: processes::Stats { spans: 9, evictions: 1, lost: 1 },
         undecodable: 2,
+        filtered: 6,
         unprinted: 0,
         at: Instant::now(),
     }
@@ -86,9 +87,18 @@ fn values(request: &ExportMetricsServiceRequest) -> BTreeMap<String, i64> {
     let mut values = BTreeMap::new();
     for metric in metrics.flat_map(|scope| &scope.metrics) {
         assert!(!metric.unit.is_empty() && !metric.description.is_empty(), "{metric:?}");
-        let Some(metric::Data::Sum(sum)) = &metric.data else { panic!("{metric:?}") };
-        for point in &sum.data_points {
-            let Some(number_data_point::Value::AsInt(value)) = point.value else { panic!("{point:?}") };
+        let points = match &metric.data {
+            Some(metric::Data::Sum(sum)) => &sum.data_points,
+            Some(metric::Data::Gauge(gauge)) => &gauge.data_points,
+            other => panic!("{other:?}"),
+        };
+        for point in points {
+            let value = match point.value {
+                Some(number_data_point::Value::AsInt(value)) => value,
+                // Whole numbers all.
+                Some(number_data_point::Value::AsDouble(value)) => format!("{value}").parse().unwrap(),
+                None => panic!("{point:?}"),
+            };
             let known = values.insert(format!("{}{:?}", metric.name, texts(&point.attributes)), value);
             assert_eq!(known, None);
         }
@@ -166,6 +176,10 @@ async fn after_the_last_export_everything_adds_up() {
             assert_eq!(sum(&format!("otel.sdk.processor.{signal}.queue.size"), &processor), waiting);
         }
         assert_eq!(sum("namespan.container.cache", "\"hit\""), 7);
+        assert_eq!(sum("namespan.container.cache", "\"refused\""), 4);
+        assert_eq!(sum("namespan.container.count", ""), 5);
+        assert_eq!(sum("namespan.runtime.degraded", ""), 1);
+        assert_eq!(sum("namespan.events.filtered", ""), 6);
         assert_eq!(sum("namespan.span.begun", ""), 9);
         assert_eq!(sum("namespan.process.evictions", ""), 1);
         assert_eq!(sum("namespan.events.dropped", "undecodable"), 2);

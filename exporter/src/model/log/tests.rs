@@ -9,6 +9,7 @@ use zerocopy::FromZeros as _;
 use namespan_ebpf::wire::{self, flag};
 
 use super::*;
+use crate::enrich::{Attribution, How, Owner};
 use crate::event::{Args, CgroupPath, EnvContext, Exec, ExitStatus};
 use crate::trace::{SpanId, TraceId};
 
@@ -57,13 +58,15 @@ fn exit(status: u32) -> Event<'static> {
     event(Kind::Exit(Exit { status: ExitStatus(status), image: None, oom_victim: false }))
 }
 
+static BY_PATH: Attribution = Attribution::plain(Owner::Host(None), How::CgroupPath);
+
 fn context() -> Context<'static> {
     Context {
         time_unix_ns: 1_795_373_044_120_000_000,
         observed_unix_ns: 1_795_373_044_130_000_000,
         creation_unix_ns: 1_795_373_041_620_000_000,
         parent_creation_unix_ns: 0,
-        attribution: "cgroup_path",
+        attribution: &BY_PATH,
         start_type: "fork_exec",
         image: None,
         span: None,

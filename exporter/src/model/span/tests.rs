@@ -9,7 +9,7 @@ use prost::Message as _;
 use zerocopy::FromZeros as _;
 
 use super::*;
-use crate::enrich::Owner;
+use crate::enrich::{Attribution, How, Owner};
 use crate::event::{CgroupPath, EnvContext, ExitStatus, Kind, ProcessId};
 use crate::processes::{Processes, Seen};
 use crate::trace::ids::Ids;
@@ -109,13 +109,13 @@ impl Case<'_> {
             observed_unix_ns: START,
             creation_unix_ns: START,
             parent_creation_unix_ns: START,
-            attribution: "none",
+            attribution: &Attribution::plain(Owner::Host(None), How::None),
             start_type: "fork_exec",
             image: None,
             span: None,
             trace: None,
         };
-        let seen = Seen { event: &event, exec: &exec, owner: &Owner::Host, time_unix_ns: START };
+        let seen = Seen { event: &event, exec: &exec, owner: &Owner::Host(None), time_unix_ns: START };
         processes.exec(&seen, |_| encoder.begin(&event, &exec, &context));
     }
 
