@@ -22,3 +22,4 @@ pub mod ship;
 pub mod telemetry;
 
 pub mod check;
+pub mod list;

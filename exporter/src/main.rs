@@ -22,6 +22,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Run(flags) => run(&flags),
         Command::Check(flags) => check(&flags),
+        Command::Containers(flags) => containers(&flags),
     };
     result.unwrap_or_else(|error| {
         say(&format!("{error:#}"));
@@ -84,6 +85,17 @@ fn check(flags: &namespan::cli::Check) -> Result<ExitCode> {
     let config = Config::load(&flags.into(), &|name| std::env::var_os(name))?;
     let all_well = runtime()?.block_on(namespan::check::run(flags, &config, &mut io::stdout().lock()))?;
     Ok(if all_well { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn containers(flags: &namespan::cli::Containers) -> Result<ExitCode> {
+    let config = Config::load(&flags.into(), &|name| std::env::var_os(name))?;
+    let runtime = runtime()?;
+    let silent = runtime.block_on(namespan::list::list(&config, flags.json, &mut io::stdout().lock()));
+    runtime.shutdown_background();
+    for sentence in silent? {
+        say(&sentence);
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 fn runtime() -> Result<tokio::runtime::Runtime> {

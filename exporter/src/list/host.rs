@@ -1,0 +1,142 @@
+//! The host's processes, as `/proc` has them: where they are in the cgroup hierarchies, and in which namespaces.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt as _;
+
+use crate::enrich::cgroup::{self, ContainerRef};
+use crate::enrich::container::key;
+use crate::enrich::procfs::{self, Cgroups, V1_CONTROLLERS};
+use crate::event::CgroupPath;
+
+#[derive(Debug, PartialEq, Eq)]
+pub struct Process {
+    pub pid: u32,
+    pub cgroups: Cgroups,
+}
+
+/// All that run now.
+pub fn processes() -> io::Result<Vec<Process>> {
+    let pids = fs::read_dir("/proc")?.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    // What ends in the meantime is left out.
+    Ok(pids.filter_map(|pid| Some(Process { pid, cgroups: procfs::cgroups(pid)? })).collect())
+}
+
+impl Process {
+    /// The container that its cgroup tells of.
+    pub fn container(&self) -> Option<ContainerRef<'_>> {
+        cgroup::resolve(CgroupPath(&self.cgroups.v2), CgroupPath(&self.cgroups.v1))
+    }
+
+    /// That container's key.
+    pub fn key(&self) -> Option<String> {
+        let found = self.container()?;
+        Some(key(found.runtime, None, found.user, found.id).into_owned())
+    }
+
+    /// Whether it is in this cgroup, or in one below.
+    pub fn is_below(&self, cgroup: &str) -> bool {
+        let root = procfs::walked(cgroup.as_bytes());
+        let is_below = |path: &Vec<u8>| CgroupPath(path).from_root().any(|above| *above.0 == *root);
+        [&self.cgroups.v2, &self.cgroups.v1].into_iter().any(is_below)
+    }
+}
+
+/// Where the hierarchies of cgroups are mounted.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Hierarchies {
+    v2: Option<String>,
+    v1: Option<String>,
+}
+
+impl Hierarchies {
+    pub fn of_this_process() -> Self {
+        fs::read_to_string("/proc/self/mountinfo").map(|table| Self::parse(&table)).unwrap_or_default()
+    }
+
+    fn parse(mountinfo: &str) -> Self {
+        // The optional fields before the hyphen are any number.
+        let mounts = mountinfo.lines().filter_map(|line| {
+            let (head, tail) = line.split_once(" - ")?;
+            let mut tail = tail.split(' ');
+            Some((head.split(' ').nth(4)?, tail.next()?, tail.nth(1)?))
+        });
+        let v2 = mounts.clone().find(|(_, kind, _)| *kind == "cgroup2").map(|(point, ..)| point.to_owned());
+        let v1 = V1_CONTROLLERS.iter().find_map(|wanted| {
+            let has = |options: &str| options.split(',').any(|option| option == *wanted);
+            mounts.clone().find(|(_, kind, options)| *kind == "cgroup" && has(options))
+        });
+        Self { v2, v1: v1.map(|(point, ..)| point.to_owned()) }
+    }
+
+    /// Of a cgroup that is at the same path in each.
+    pub fn inode(&self, path: &str) -> Option<u64> {
+        self.v2.iter().chain(&self.v1).find_map(|point| inode(point, path))
+    }
+
+    /// Of a container's own cgroup.
+    pub fn inode_of(&self, found: &ContainerRef<'_>) -> Option<u64> {
+        let mount = if found.in_v1 { &self.v1 } else { &self.v2 };
+        let components: Vec<_> = found.root.root_to_leaf().map(String::from_utf8_lossy).collect();
+        inode(mount.as_ref()?, &components.join("/"))
+    }
+}
+
+fn inode(mount: &str, path: &str) -> Option<u64> {
+    fs::metadata(format!("{mount}/{path}")).ok().map(|metadata| metadata.ino())
+}
+
+/// Inodes of namespaces; `None`: not to be seen.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Namespaces {
+    pub pid: Option<u32>,
+    pub mnt: Option<u32>,
+    pub net: Option<u32>,
+}
+
+impl Namespaces {
+    pub fn of(pid: u32) -> Self {
+        let inode = |kind| procfs::namespace(pid, kind);
+        Self { pid: inode("pid"), mnt: inode("mnt"), net: inode("net") }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn below_a_cgroup_is_what_begins_with_it_whole() {
+        let process = Process { pid: 1, cgroups: Cgroups { v2: procfs::walked(b"/a/b/c"), v1: Vec::new() } };
+        for (cgroup, is_below) in [
+            ("/a/b", true),
+            ("/a/b/c", true),
+            ("/a/b/", true),
+            ("/a/", true),
+            ("/a/b/c/d", false),
+            ("/a/bc", false),
+            ("/", false),
+            ("", false),
+        ] {
+            assert_eq!(process.is_below(cgroup), is_below, "{cgroup}");
+        }
+    }
+
+    #[test]
+    fn hierarchies_are_where_they_are_mounted() {
+        let table = "31 25 0:27 / /sys/fs/cgroup/unified rw shared:9 - cgroup2 cgroup2 rw,nsdelegate\n\
+                     32 25 0:28 / /sys/fs/cgroup/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct\n\
+                     33 25 0:29 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n";
+        let [v2, v1] = ["unified", "memory"].map(|name| Some(format!("/sys/fs/cgroup/{name}")));
+        assert_eq!(Hierarchies::parse(table), Hierarchies { v2, v1 });
+        assert_eq!(Hierarchies::parse("torn"), Hierarchies::default());
+    }
+
+    #[test]
+    fn this_process_is_among_those_that_run_and_in_three_namespaces() {
+        let pid = std::process::id();
+        assert!(processes().unwrap().iter().any(|process| process.pid == pid));
+        let Namespaces { pid, mnt, net } = Namespaces::of(pid);
+        assert!(pid.is_some() && mnt.is_some() && net.is_some());
+    }
+}
