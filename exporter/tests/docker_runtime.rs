@@ -12,13 +12,14 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use namespan::config::{self, Enrich};
+use namespan::config::{self, Enrich, Reach, Runtimes};
 use namespan::enrich::cgroup::resolve;
-use namespan::enrich::container::Container;
-use namespan::enrich::docker::{Settings, watch};
-use namespan::enrich::{Attribution, Enricher, How, Link, Owner, Update, Verdict};
+use namespan::enrich::container::{Container, Labels};
+use namespan::enrich::docker::Daemon;
+use namespan::enrich::runtime::{Line, Link, Update, follow};
+use namespan::enrich::{Attribution, Enricher, How, Owner, Source, Verdict};
 use namespan::event::{CgroupPath, Event, Exit, ExitStatus, Kind};
-use namespan::model::resource::{Host, encode_resource};
+use namespan::model::resource::{Host, Subject, encode_resource};
 use namespan_ebpf::wire;
 use opentelemetry_proto::tonic::common::v1::any_value;
 use opentelemetry_proto::tonic::resource::v1::Resource;
@@ -89,7 +90,7 @@ impl Drop for Image {
 
 struct Pipeline {
     enricher: Enricher,
-    updates: mpsc::Receiver<Update>,
+    updates: mpsc::Receiver<(usize, Update)>,
     lookups: mpsc::Sender<String>,
     unknown: Vec<String>,
     links: Vec<Link>,
@@ -98,7 +99,7 @@ struct Pipeline {
 impl Pipeline {
     fn start(socket: &Path, labels: &[&str]) -> Self {
         let config = Enrich {
-            docker_socket: Some(socket.to_owned()),
+            runtimes: Runtimes { docker: Reach::At(socket.to_owned()), ..Runtimes::OFF },
             cache_entries: NonZeroUsize::new(256).unwrap(),
             cache_grace: Duration::from_secs(60),
             cache_negative: Duration::from_secs(60),
@@ -108,8 +109,12 @@ impl Pipeline {
         };
         let (lookups, asked) = mpsc::channel(64);
         let (told, updates) = mpsc::channel(64);
-        tokio::spawn(watch(Settings::from_config(&config).unwrap(), asked, told));
-        let enricher = Enricher::new(&config, Some(lookups.clone()));
+        let labels = Labels { sent: config.labels.clone(), matched: Vec::new() };
+        let daemon = Daemon::new("docker", socket.to_owned(), labels, config.cache_entries, config.wait * 3 / 4);
+        tokio::spawn(follow(Box::new(daemon), Line::new(0, asked, told)));
+        let answers_for = &["docker", "containerd"];
+        let source = Source { name: "docker", answers_for, files: false, lookups: lookups.clone() };
+        let enricher = Enricher::new(&config, vec![source]);
         Self { enricher, updates, lookups, unknown: Vec::new(), links: Vec::new() }
     }
 
@@ -124,13 +129,13 @@ impl Pipeline {
         let deadline = Instant::now() + PATIENCE;
         while !holds(self) {
             let left = deadline.saturating_duration_since(Instant::now());
-            let Ok(Some(update)) = timeout(left, self.updates.recv()).await else { panic!("not in time") };
+            let Ok(Some((source, update))) = timeout(left, self.updates.recv()).await else { panic!("not in time") };
             match &update {
-                Update::Unknown { id } => self.unknown.push(id.clone()),
+                Update::Unknown { key: id } => self.unknown.push(id.clone()),
                 Update::State(link) => self.links.push(link.clone()),
                 Update::Known { .. } | Update::Gone { .. } => {}
             }
-            self.enricher.apply(update, Instant::now());
+            self.enricher.apply(source, update, Instant::now());
         }
     }
 
@@ -141,13 +146,14 @@ impl Pipeline {
         let kind = Kind::Exit(Exit { status: ExitStatus(0), image: None, oom_victim: false });
         let cgroup = CgroupPath(&path);
         let event = Event { process, nodename: b"", tty: b"", cgroup, cgroup_v1: CgroupPath(b""), kind };
-        self.enricher.attribute(&event, Instant::now())
+        let stand = self.enricher.stand(&event, Instant::now());
+        self.enricher.attribute(&stand, Instant::now())
     }
 
     fn resolved(&mut self, id: &str) -> Option<(Arc<Container>, How)> {
         match self.attribute(id) {
-            Verdict::Ready(Attribution { owner: Owner::Container(container), how }) => Some((container, how)),
-            Verdict::Ready(Attribution { owner: Owner::Host, .. }) | Verdict::Wait { .. } => None,
+            Verdict::Ready(Attribution { owner: Owner::Container(container), how, .. }) => Some((container, how)),
+            Verdict::Ready(Attribution { owner: Owner::Host(_), .. }) | Verdict::Wait { .. } => None,
         }
     }
 
@@ -255,7 +261,7 @@ async fn a_container_is_never_known_without_the_service_that_it_is_configured_to
             "{suffix}"
         );
         assert!(how == source && !format!("{container:?}").contains("hunter2"), "{container:?}");
-        let bytes = encode_resource(&Host::default(), Some(&container), &config::Resource::default());
+        let bytes = encode_resource(&Host::default(), Subject::Container(&container), &config::Resource::default());
         let resource = Resource::decode(&*bytes).unwrap();
         let value = |key: &str| {
             let pair = resource.attributes.iter().find(|pair| pair.key == key)?;
@@ -348,9 +354,9 @@ async fn an_id_that_docker_does_not_know_is_said_to_be_unknown() {
 }
 
 #[tokio::test]
-async fn a_socket_that_is_not_there_is_said_to_be_lost_and_nothing_waits() {
+async fn a_socket_that_is_not_there_is_said_to_be_absent_and_nothing_waits() {
     let mut pipeline = Pipeline::start(&PathBuf::from("/nonexistent/docker.sock"), &[]);
-    pipeline.until(|pipeline| matches!(pipeline.links.last(), Some(Link::Lost { .. }))).await;
+    pipeline.until(|pipeline| matches!(pipeline.links.last(), Some(Link::Absent { .. }))).await;
     assert_eq!(pipeline.resolved(&"0123456789abcdef".repeat(4)).unwrap().1, How::CgroupPath);
 }
 

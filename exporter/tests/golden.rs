@@ -9,12 +9,12 @@ use std::time::Duration;
 
 use namespan::config::{self, Arguments, AttributeLimits, Batch, Resource, Signal};
 use namespan::decode;
-use namespan::enrich::Owner;
-use namespan::enrich::container::{Container, Image, Pod, Service};
+use namespan::enrich::container::{Container, Image, Service};
+use namespan::enrich::{Attribution, Entry, How, Owner};
 use namespan::event::Kind;
 use namespan::model::batch::Accumulators;
 use namespan::model::log::{Context, Encoder, Image as Program};
-use namespan::model::resource::{Host, encode_resource};
+use namespan::model::resource::{Host, Subject, encode_resource};
 use namespan::model::span::{self, End};
 use namespan::processes::{Processes, Seen};
 use namespan::ship::json;
@@ -123,7 +123,7 @@ fn span_otlp(records: &[u8]) -> String {
     let mut processes = Processes::new(Some((settings.clone(), ids)), Duration::from_secs(1), 0);
     let mut encoder = span::Encoder::new(Arguments::Redacted, AttributeLimits::default(), &settings);
     let context = context(None);
-    let seen = Seen { event: &exec, exec: executed, owner: &Owner::Host, time_unix_ns: context.time_unix_ns };
+    let seen = Seen { event: &exec, exec: executed, owner: &Owner::Host(None), time_unix_ns: context.time_unix_ns };
     processes.exec(&seen, |_| encoder.begin(&exec, executed, &context));
     let span = processes.exit(exit.id(), exit.process.time_boot_ns).unwrap();
     let end = End::Exit { exit: ended, end_boot_ns: exec.process.time_boot_ns + 1_500_000_000 };
@@ -139,13 +139,22 @@ fn otlp(record: &[u8]) -> String {
     request(Signal::Logs, |out| encoder.encode(&event, &context, out))
 }
 
+static TOLD: Attribution = Attribution {
+    owner: Owner::Host(None),
+    how: How::RuntimeEvent,
+    entry: Some(Entry::Init),
+    entered: None,
+    claimed: None,
+    nested: None,
+};
+
 fn context(image: Option<&Program>) -> Context<'_> {
     Context {
         time_unix_ns: 1_795_000_000_123_456_789,
         observed_unix_ns: 1_795_000_000_130_000_000,
         creation_unix_ns: 1_794_999_999_000_000_000,
         parent_creation_unix_ns: 1_794_990_000_000_000_000,
-        attribution: "runtime_event",
+        attribution: &TOLD,
         start_type: "fork_exec",
         image,
         span: Some(SpanId([0x5b; 8])),
@@ -162,8 +171,6 @@ fn request(signal: Signal, write: impl FnOnce(&mut Vec<u8>)) -> String {
         os_version: "6.18.0".to_owned(),
     };
     let container = Container {
-        id: CONTAINER.to_owned(),
-        runtime: "docker",
         name: Some("web-1".to_owned()),
         image: Some(Image {
             name: "registry:5000/shop/web".to_owned(),
@@ -173,9 +180,9 @@ fn request(signal: Signal, write: impl FnOnce(&mut Vec<u8>)) -> String {
         }),
         labels: vec![("com.docker.compose.service".to_owned(), "web".to_owned())],
         service: Service { name: Some("web".to_owned()), ..Service::default() },
-        pod: Pod::default(),
+        ..Container::of_id(CONTAINER.to_owned(), "docker")
     };
-    let resource = encode_resource(&host, Some(&container), &Resource::default()).into();
+    let resource = encode_resource(&host, Subject::Container(&container), &Resource::default()).into();
     let mut accumulators = Accumulators::new(Batch::default());
     assert_eq!(accumulators.push(1, &resource, write), None);
     let line = json::request(signal, &accumulators.take().unwrap().bytes).unwrap();

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use namespan::config::{Arguments, AttributeLimits};
 use namespan::decode;
-use namespan::enrich::cgroup;
+use namespan::enrich::{Attribution, How, Owner, cgroup};
 use namespan::model::log::{Context, Encoder};
 use opentelemetry_proto::tonic::logs::v1::LogRecord;
 use proptest::prelude::*;
@@ -40,7 +40,7 @@ fn survives(record: &[u8], arguments: Arguments) -> bool {
         observed_unix_ns: 2,
         creation_unix_ns: 0,
         parent_creation_unix_ns: u64::MAX,
-        attribution: "none",
+        attribution: &Attribution::plain(Owner::Host(None), How::None),
         start_type: "fork",
         image: None,
         span: None,
