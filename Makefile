@@ -35,10 +35,11 @@ unit:
 root: build
 	.ci/as-root $(CARGO) test --workspace --locked --test kernel -- --test-threads=1
 
-# Real containers and a real collector; a Docker daemon is started for them if none runs.
+# Real containers of every runtime and a real collector; a Docker daemon is started for them if none runs.
 integration: build
 	.ci/with-docker .ci/as-root $(CARGO) test --workspace --locked --test docker_runtime --test rotel \
-	    --test host --test argv --test docker --test collector \
+	    --test containerd_runtime --test files_runtime --test host --test argv --test docker --test collector \
+	    --test docker_first --test containerd --test podman --test runtimes --test hostile --test filters \
 	    --test spans --test spans_bounds --test spans_context --test spans_run --test spans_docker -- --test-threads=1
 
 # docker-compose.yml, with stand-ins for images that cannot be pulled.

@@ -20,7 +20,7 @@ for ((n = 1; n <= variables; n++)); do environment+=("VARIABLE_$n=/usr/local/sha
 measure() {
     local log pid counted
     log=$(mktemp)
-    $binary run --console jsonl --no-docker --no-exit "$@" >/dev/null 2>"$log" &
+    $binary run --console jsonl --runtime docker=none --no-exit "$@" >/dev/null 2>"$log" &
     pid=$!
     until grep -q watching "$log"; do kill -0 $pid || { cat "$log" >&2; exit 1; }; done
     env -i "${environment[@]}" /bin/busybox sh -c \

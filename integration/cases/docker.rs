@@ -2,14 +2,17 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use std::process::Command;
 
+use namespan_integration::PATIENCE;
 use namespan_integration::attribute::Value;
 use namespan_integration::docker::{Container, Docker, TAG};
 use namespan_integration::host::{self, namespace_number};
 use namespan_integration::namespan::{Namespan, shipped, table};
 use namespan_integration::needs::{Need, met};
 use namespan_integration::program::{Program, Ran, count, exec_of, exit_of};
+use namespan_integration::relay::Relay;
 use namespan_integration::rotel::Rotel;
 use namespan_integration::sink::{Record, Sink, lines};
 
@@ -234,7 +237,9 @@ fn without_docker_the_id_alone_is_known_and_said_to_come_from_the_cgroup() {
         return;
     }
     let docker = Docker::new();
-    for arguments in [&["--no-docker"][..], &["--docker-socket", "/nonexistent/docker.sock"]] {
+    for arguments in
+        [&["--runtime", "docker=none"][..], &["--runtime", "docker=/nonexistent/docker.sock", "--no-runtime-files"]]
+    {
         let mut containers = Vec::new();
         let records = shipped(arguments, || {
             containers.push(docker.run(&arguments.len().to_string(), &[], &["true"]));
@@ -400,4 +405,51 @@ fn only_the_host_and_only_containers_are_just_that() {
     let inside = shipped(&["--comm", &program.name, "--containers"], || containers.push(act()));
     assert_eq!(count(&inside), (1, 1));
     assert_eq!(*inside[0].of_resource("container.id"), containers[2].id.as_str().into());
+}
+
+#[test]
+fn that_docker_tells_nothing_any_more_is_a_record_and_so_is_that_it_does_again() {
+    if !ready() {
+        return;
+    }
+    let docker = Docker::new();
+    let folder = tempfile::tempdir().unwrap();
+    let (socket, target) = (folder.path().join("docker.sock"), Path::new("/var/run/docker.sock"));
+    let relay = Relay::start(&socket, target);
+    let sink = Sink::start();
+    let runtime = format!("docker={}", socket.display());
+    let arguments = ["--console", "none", "--endpoint", &sink.endpoint(), "--runtime", &runtime, "--no-runtime-files"];
+    let namespan = Namespan::run(&arguments);
+    let wait = |event: &str| {
+        sink.wait_for(event, PATIENCE, |records| {
+            records.iter().find(|record| record.event == event).map(|r| (*r).clone())
+        })
+    };
+    let named = docker.run("named", &[], &["true"]);
+    drop(relay);
+    let degraded = wait("namespan.attribution.degraded");
+    let nameless = docker.run("nameless", &[], &["true"]);
+    let _relay = Relay::start(&socket, target);
+    let recovered = wait("namespan.attribution.recovered");
+    let again = docker.run("again", &[], &["true"]);
+    let summary = namespan.stop().without_loss().summary;
+    let records = sink.records();
+    assert_eq!((summary.seen, summary.exported), (records.len() as u64, records.len() as u64));
+
+    for (note, severity) in [(&degraded, 13), (&recovered, 9)] {
+        assert_eq!(note.severity, severity);
+        assert_eq!(*note.get("container.runtime.name"), "docker".into());
+        assert_eq!(*note.get("namespan.runtime.source"), "socket".into());
+        assert_eq!(*note.of_resource("service.name"), "namespan".into());
+    }
+    assert_ne!(*degraded.get("namespan.reason"), Value::Empty);
+    for (container, how, certainty) in [
+        (&named, "runtime_event", "confirmed"),
+        (&nameless, "cgroup_path", "inferred"),
+        (&again, "runtime_event", "confirmed"),
+    ] {
+        let exec = exec_in(container, "true", &records);
+        assert_eq!(*exec.get("namespan.container.attribution"), how.into(), "{}", container.name);
+        assert_eq!(*exec.get("namespan.container.certainty"), certainty.into());
+    }
 }

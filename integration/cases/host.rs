@@ -10,7 +10,6 @@ use std::path::Path;
 use std::process::Command;
 
 use namespan_integration::attribute::{Value, has};
-use namespan_integration::host;
 use namespan_integration::namespan::{Namespan, shipped};
 use namespan_integration::needs::{Need, met};
 use namespan_integration::process::code;
@@ -18,6 +17,7 @@ use namespan_integration::program::{Program, Ran, count, exec_of, exit_of, ran};
 use namespan_integration::rotel::Rotel;
 use namespan_integration::sink::{Record, Sink};
 use namespan_integration::time::{boot_unix_ns, iso_ms};
+use namespan_integration::{cgroup, host};
 
 const INFO: i32 = 9;
 const WARN: i32 = 13;
@@ -232,6 +232,47 @@ fn effective_real_and_saved_users_are_told_apart() {
             ("namespan.process.real_group.id", 0.into()),
         ],
     );
+}
+
+#[test]
+fn a_process_of_a_systemd_unit_is_told_as_that_unit_s() {
+    if !met(&[Need::Namespan]) {
+        return;
+    }
+    let program = Program::new();
+    let name = format!("nstest-{}", std::process::id());
+    // As systemd makes them.
+    let units = [
+        (format!("system.slice/{name}@7.service"), format!("{name}@7.service"), "", name.as_str()),
+        (format!("user.slice/{name}.scope"), format!("{name}.scope"), "", "unknown_service"),
+        (
+            format!("user.slice/user-{0}.slice/user@{0}.service/app.slice/{name}.service", 64_999),
+            "user@64999.service".to_owned(),
+            &*format!("{name}.service"),
+            "unknown_service",
+        ),
+    ];
+    let mut pids = Vec::new();
+    let records = shipped(&["--comm", &program.name], || {
+        for (path, ..) in &units {
+            let folder = cgroup::unified().join(path);
+            fs::create_dir_all(&folder).unwrap();
+            let mut command = Command::new(&program.path);
+            let script = format!("echo 0 > {}/cgroup.procs; exit 0", folder.display());
+            pids.push(ran(command.arg0("sh").args(["-c", &script])).pid);
+            cgroup::remove(path);
+        }
+    });
+    cgroup::remove("user.slice/user-64999.slice");
+    let ours = program.of(&records);
+    for (pid, (_, unit, user_unit, service)) in pids.iter().zip(&units) {
+        let exit = exit_of(&ours, *pid);
+        assert_eq!(*exit.get("namespan.systemd.unit"), unit.as_str().into());
+        let told = exit.get("namespan.systemd.user_unit");
+        assert_eq!(*told, if user_unit.is_empty() { Value::Empty } else { (*user_unit).into() });
+        assert_eq!(*exit.of_resource("service.name"), (*service).into(), "{unit}");
+        assert_eq!(*exit.get("namespan.container.attribution"), "none".into());
+    }
 }
 
 #[test]

@@ -240,7 +240,8 @@ fn no_record_of_a_container_overtakes_another_while_docker_says_nothing() {
     for (room, id) in [("8MiB", "a".repeat(64)), ("16KiB", "b".repeat(64))] {
         fs::write(&config, format!("enrich: {{wait_bytes: {room}}}\n")).unwrap();
         let cgroup = Cgroup::new(&id);
-        let arguments = ["--docker-socket", socket.to_str().unwrap(), "--config", config.to_str().unwrap()];
+        let runtime = format!("docker={}", socket.display());
+        let arguments = ["--runtime", &runtime, "--config", config.to_str().unwrap()];
         // For longer than a record waits.
         let script = r#"echo $$ > "$0/cgroup.procs"; end=$(($(date +%s) + 2))
             while [ $(date +%s) -lt $end ]; do /bin/sh -c '/bin/true; exit 0'; done"#;

@@ -1,11 +1,10 @@
 //! Containers of a real Docker daemon; what a case has made goes with it.
 
 use std::fs;
-use std::os::unix::fs::symlink;
 use std::process::Command;
-use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
-static NEXT: AtomicU32 = AtomicU32::new(0);
+pub use crate::image::TAG;
+use crate::image::{self, unique};
 
 /// An image with busybox and nothing else, and the containers made from it.
 #[derive(Debug)]
@@ -25,22 +24,12 @@ pub struct Container {
     pub stdout: String,
 }
 
-pub const TAG: &str = "one";
-
 impl Docker {
     /// Makes the image: nothing can be pulled everywhere.
     #[must_use]
     pub fn new() -> Self {
-        let image = format!("nstest-busybox-{}-{}", std::process::id(), NEXT.fetch_add(1, Relaxed));
-        let root = tempfile::tempdir().unwrap();
-        let bin = root.path().join("bin");
-        for directory in ["bin", "tmp", "proc"] {
-            fs::create_dir(root.path().join(directory)).unwrap();
-        }
-        fs::copy("/bin/busybox", bin.join("busybox")).unwrap();
-        for applet in ["sh", "ls", "true", "false", "sleep", "readlink", "unshare", "hostname", "cat", "tail"] {
-            symlink("busybox", bin.join(applet)).unwrap();
-        }
+        let image = unique("nstest-busybox");
+        let root = image::root();
         let script = r#"tar -C "$1" -c . | docker import - "$2""#;
         let tagged = format!("{image}:{TAG}");
         let output = Command::new("sh").args(["-c", script, "sh"]).arg(root.path()).arg(&tagged).output().unwrap();

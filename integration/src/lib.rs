@@ -11,17 +11,25 @@
 )]
 
 pub mod attribute;
+pub mod cgroup;
+pub mod containerd;
+pub mod cri;
 pub mod docker;
 pub mod host;
+pub mod image;
+pub mod marks;
 pub mod namespan;
 pub mod needs;
+pub mod podman;
 pub mod process;
 pub mod program;
+pub mod relay;
 pub mod rotel;
 pub mod sink;
 pub mod span;
 pub mod strace;
 pub mod time;
+pub mod user;
 pub mod watched;
 pub mod workload;
 

@@ -81,6 +81,11 @@ impl Namespan {
         Self { process }
     }
 
+    /// Waits until its own log says so.
+    pub fn wait_for_log(&self, text: &str) {
+        self.process.wait_for_line(text, PATIENCE);
+    }
+
     /// The most memory that it has had so far, in KiB.
     #[must_use]
     pub fn peak_memory_kib(&self) -> u64 {

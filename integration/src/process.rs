@@ -92,6 +92,12 @@ impl Process {
         }
     }
 
+    /// Whether it ends in this time.
+    #[must_use]
+    pub fn ended(&self, time: Duration) -> bool {
+        self.state.wait(time, |state| state.status).is_some()
+    }
+
     /// How it ended, with all that it printed.
     #[must_use]
     pub fn finish(self, time: Duration) -> (ExitStatus, Vec<u8>, Vec<u8>) {

@@ -17,8 +17,11 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use opentelemetry_proto::tonic::collector::logs::v1::ExportLogsServiceRequest;
+use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceRequest;
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use opentelemetry_proto::tonic::common::v1::InstrumentationScope;
+use opentelemetry_proto::tonic::metrics::v1::metric::Data;
+use opentelemetry_proto::tonic::metrics::v1::{NumberDataPoint, number_data_point};
 use opentelemetry_proto::tonic::resource::v1;
 use prost::Message;
 use serde::de::DeserializeOwned;
@@ -184,6 +187,8 @@ struct Shared {
 struct Received {
     logs: Vec<Vec<Record>>,
     spans: Vec<Vec<Span>>,
+    /// The newest request.
+    metrics: ExportMetricsServiceRequest,
 }
 
 impl Sink {
@@ -262,6 +267,26 @@ impl Sink {
         spans
     }
 
+    /// The newest value of a sum of integers, over all its points with this attribute; 0: there is none.
+    #[must_use]
+    pub fn metric(&self, name: &str, attribute: (&str, &str)) -> i64 {
+        let received = self.shared.received.lock();
+        let scopes = received.metrics.resource_metrics.iter().flat_map(|resource| &resource.scope_metrics);
+        let metrics = scopes.flat_map(|scope| &scope.metrics).filter(|metric| metric.name == name);
+        let points = metrics.filter_map(|metric| {
+            let Data::Sum(sum) = metric.data.as_ref()? else { return None };
+            Some(&sum.data_points)
+        });
+        let has = |point: &&NumberDataPoint| {
+            attributes(point.attributes.clone()).get(attribute.0) == Some(&attribute.1.into())
+        };
+        let value = |point: &NumberDataPoint| match point.value {
+            Some(number_data_point::Value::AsInt(value)) => value,
+            _ => 0,
+        };
+        points.flatten().filter(has).map(value).sum()
+    }
+
     fn wait<R>(&self, what: &str, time: Duration, answer: impl Fn(&Received) -> Option<R>) -> R {
         self.shared.received.wait(time, answer).unwrap_or_else(|| {
             let (records, spans) = (self.records().len(), self.spans().len());
@@ -296,6 +321,11 @@ async fn answer(request: Request<Incoming>, shared: Arc<Shared>) -> Result<Respo
     let given = service.map_or(0, |service| shared.answers[service as usize].load(Relaxed));
     let status = match (service, body.collect().await) {
         (_, Err(_)) => StatusCode::BAD_REQUEST,
+        (None, Ok(body)) if head.uri.path() == "/v1/metrics" => {
+            let metrics = decoded::<ExportMetricsServiceRequest>(&head, &body.to_bytes());
+            shared.received.change(|received| received.metrics = metrics);
+            StatusCode::OK
+        }
         (None, Ok(_)) => StatusCode::NOT_FOUND,
         (Some(_), Ok(_)) if given != 0 => StatusCode::from_u16(given).unwrap(),
         (Some(Service::Logs), Ok(body)) => {
