@@ -214,13 +214,14 @@ impl Enricher {
         let slot = standing.map(|standing| standing.slot);
         let by_cgroup =
             weighed != Weighed::Refused && slot == by_path && matches!(home, Home::Container { .. } | Home::Host(_));
-        let named = self.named_by(&home);
+        // Only where it is doubted: a name costs an allocation.
+        let named = if slot.is_none() || slot != claimed { self.named_by(&home) } else { None };
         let known = slot.and_then(|slot| Some((slot, Arc::clone(&self.containers.get(slot)?.container))));
         let (mut claimed_id, mut nested) = (None, None);
         let whose = match (known, home) {
             (Some((slot, container)), home) => {
                 let moved = Some(slot) != claimed;
-                claimed_id = named.filter(|_| moved);
+                claimed_id = named;
                 if let Home::Container { nested: below, .. } = home {
                     nested = below.filter(|_| !moved);
                 }
@@ -285,14 +286,13 @@ impl Enricher {
             }
         };
         self.stats.unresolved += u64::from(how == How::CgroupPath);
-        self.stats.refused += u64::from(matches!(how, How::Lineage | How::Contradicted | How::Unverified));
-        let refused = !matches!(how, How::RuntimeEvent | How::RuntimeApi | How::RuntimeFiles | How::CgroupPath);
+        self.stats.refused += u64::from(how.is_doubt());
         Attribution {
             owner,
             how,
             entry: stand.entry,
             entered: stand.entered.clone(),
-            claimed: stand.claimed.clone().filter(|_| refused),
+            claimed: stand.claimed.clone().filter(|_| how.is_doubt()),
             nested: stand.nested.clone(),
         }
     }

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use super::containers::{Asked, Slot};
-use super::{Enricher, How, Told};
+use super::{Enricher, Told};
 
 impl Enricher {
     /// Until when a container's description is waited for.
@@ -11,10 +11,8 @@ impl Enricher {
         let within = |since, limit| now.saturating_duration_since(since) < limit;
         let retry = self.negative.max(self.wait);
         let entry = self.containers.peek(slot)?;
-        match entry.how {
-            Some(How::RuntimeEvent | How::RuntimeApi) => return None,
-            Some(_) if !self.may_know_more(entry.container.runtime) => return None,
-            Some(_) | None => {}
+        if entry.how.is_some_and(|how| how.is_by_runtime() || !self.may_know_more(entry.container.runtime)) {
+            return None;
         }
         let since = match entry.asked {
             Asked::Unknown { since } if within(since, self.negative) => return None,

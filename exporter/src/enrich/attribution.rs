@@ -96,6 +96,18 @@ impl How {
         }
     }
 
+    /// The runtime itself has told, and not only its files: nobody knows more.
+    #[must_use]
+    pub fn is_by_runtime(self) -> bool {
+        matches!(self, Self::RuntimeEvent | Self::RuntimeApi)
+    }
+
+    /// What the cgroup names is not believed.
+    #[must_use]
+    pub fn is_doubt(self) -> bool {
+        matches!(self, Self::Lineage | Self::Contradicted | Self::Unverified)
+    }
+
     /// How surely it is known: by the runtime's word, by what only the kernel and root could have written, or not at all;
     /// `None` of the host.
     #[must_use]

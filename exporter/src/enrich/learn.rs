@@ -51,11 +51,11 @@ impl Enricher {
                 self.learn(container, how, &place, now);
                 return Applied { described: Some(key), homes: std::mem::take(&mut self.homes), ..Applied::default() };
             }
-            Update::Unknown { key: id } => {
-                if let Some(claim) = self.claims.get_mut(id.as_str()) {
+            Update::Unknown { key } => {
+                if let Some(claim) = self.claims.get_mut(key.as_str()) {
                     claim.answered = true;
                 }
-                if let Some(slot) = self.containers.find(&id)
+                if let Some(slot) = self.containers.find(&key)
                     && let Some(entry) = self.containers.get(slot)
                     && let Asked::Yes { open, .. } = &mut entry.asked
                 {
@@ -102,23 +102,22 @@ impl Enricher {
             None => self.insert(Arc::clone(&container), Some(how), now),
         };
         let Some(entry) = self.containers.get(slot) else { return };
-        let by_api = |how: How| matches!(how, How::RuntimeEvent | How::RuntimeApi);
+        let known_by_runtime = entry.how.is_some_and(How::is_by_runtime);
         // What the runtime says itself is more than what it leaves on disk.
-        if !entry.how.is_some_and(by_api) || by_api(how) {
+        if !known_by_runtime || how.is_by_runtime() {
             let mut container = container;
             if let (None, Some(uid)) = (&container.pod.uid, &entry.container.pod.uid) {
                 Arc::make_mut(&mut container).pod.uid = Some(uid.clone());
             }
-            if *entry.container != *container {
+            let changed = *entry.container != *container;
+            if changed {
                 entry.container = container;
-                entry.how = Some(how);
             }
-            entry.how.get_or_insert(how);
-            if by_api(how) && !entry.how.is_some_and(by_api) {
+            if changed || entry.how.is_none() || !known_by_runtime && how.is_by_runtime() {
                 entry.how = Some(how);
             }
         }
-        if by_api(how) {
+        if how.is_by_runtime() {
             entry.asked = Asked::No;
         }
         self.place(slot, place);

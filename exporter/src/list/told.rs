@@ -76,7 +76,7 @@ impl Told {
 
     /// Whether a runtime itself has told of the container of this key.
     pub fn is_told_by_runtime(&self, key: &str) -> bool {
-        self.known.get(key).is_some_and(|known| known.how != How::RuntimeFiles)
+        self.known.get(key).is_some_and(|known| known.how.is_by_runtime())
     }
 
     /// Key of the container that a process is in by what its runtime says of cgroups or of its first process.
@@ -118,9 +118,8 @@ impl Told {
             Update::Known { container, how, place } => {
                 let key = container.key().into_owned();
                 self.open.remove(&(source, key.clone()));
-                let by_files = how == How::RuntimeFiles;
                 // A runtime itself knows more than what it leaves on disk says.
-                if !(by_files && self.known.get(&key).is_some_and(|known| known.how != How::RuntimeFiles)) {
+                if how.is_by_runtime() || !self.is_told_by_runtime(&key) {
                     self.known.insert(key, Known { container, how, place });
                 }
             }

@@ -39,16 +39,8 @@ impl Layout for Containerd {
         "containerd"
     }
 
-    fn place(&self) -> String {
-        self.0.path().display().to_string()
-    }
-
-    fn base(&self) -> io::Result<Folder> {
-        self.0.open()
-    }
-
-    fn nearest(&self) -> io::Result<Folder> {
-        self.0.nearest()
+    fn root(&self) -> &Root {
+        &self.0
     }
 
     fn is_group(&self, name: &str) -> bool {
@@ -60,10 +52,6 @@ impl Layout for Containerd {
         let ids = group.names(CONTAINERS)?.into_iter();
         // What is about to go gets a dot in front.
         Ok(ids.filter(|id| !id.starts_with('.')).map(|id| Entry { id, ..Entry::default() }).collect())
-    }
-
-    fn folders(&self, group: &str, id: &str) -> Vec<Folder> {
-        self.base().and_then(|base| base.folder(Path::new(group).join(id))).into_iter().collect()
     }
 
     fn describe(&self, group: &str, entry: &Entry) -> io::Result<Found> {

@@ -56,16 +56,8 @@ impl Layout for Docker {
         "docker"
     }
 
-    fn place(&self) -> String {
-        self.0.path().display().to_string()
-    }
-
-    fn base(&self) -> io::Result<Folder> {
-        self.0.open()
-    }
-
-    fn nearest(&self) -> io::Result<Folder> {
-        self.0.nearest()
+    fn root(&self) -> &Root {
+        &self.0
     }
 
     fn is_group(&self, name: &str) -> bool {
@@ -75,10 +67,6 @@ impl Layout for Docker {
     fn list(&self, group: &Folder) -> io::Result<Vec<Entry>> {
         let ids = group.names(CONTAINERS)?.into_iter().filter(|name| is_full_id(name.as_bytes()));
         Ok(ids.map(|id| Entry { id, ..Entry::default() }).collect())
-    }
-
-    fn folders(&self, group: &str, id: &str) -> Vec<Folder> {
-        self.base().and_then(|base| base.folder(Path::new(group).join(id))).into_iter().collect()
     }
 
     fn describe(&self, group: &str, entry: &Entry) -> io::Result<Found> {

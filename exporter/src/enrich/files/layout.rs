@@ -1,8 +1,9 @@
 //! What a runtime keeps where: the same questions to each of them.
 
 use std::io;
+use std::path::Path;
 
-use super::folder::Folder;
+use super::folder::{Folder, Root};
 use super::process::Process;
 use crate::enrich::container::Described;
 
@@ -17,13 +18,22 @@ pub trait Layout: Send {
         None
     }
 
-    fn place(&self) -> String;
+    /// Where the folder with the groups is.
+    fn root(&self) -> &Root;
+
+    fn place(&self) -> String {
+        self.root().path().display().to_string()
+    }
 
     /// The folder with the groups.
-    fn base(&self) -> io::Result<Folder>;
+    fn base(&self) -> io::Result<Folder> {
+        self.root().open()
+    }
 
     /// While there is none: the folder in which the next part of the way to it will appear.
-    fn nearest(&self) -> io::Result<Folder>;
+    fn nearest(&self) -> io::Result<Folder> {
+        self.root().nearest()
+    }
 
     /// Whether a folder with this name is a group.
     fn is_group(&self, name: &str) -> bool;
@@ -32,7 +42,9 @@ pub trait Layout: Send {
     fn list(&self, group: &Folder) -> io::Result<Vec<Entry>>;
 
     /// The folders in which things change when a container does: those that are there.
-    fn folders(&self, group: &str, id: &str) -> Vec<Folder>;
+    fn folders(&self, group: &str, id: &str) -> Vec<Folder> {
+        self.base().and_then(|base| base.folder(Path::new(group).join(id))).into_iter().collect()
+    }
 
     /// A container as its files show it. An error: not (completely) there, or not this runtime's.
     fn describe(&self, group: &str, entry: &Entry) -> io::Result<Found>;

@@ -140,8 +140,8 @@ impl Layout for Storage {
         self.user
     }
 
-    fn place(&self) -> String {
-        self.graph.path().display().to_string()
+    fn root(&self) -> &Root {
+        &self.graph
     }
 
     fn base(&self) -> io::Result<Folder> {
