@@ -5,28 +5,68 @@ use core::ptr::{read_volatile, write_volatile};
 use aya_ebpf::helpers::generated::bpf_probe_read_user_str;
 use namespan_ebpf::wire::{Counter, flag, section};
 
-use crate::kernel::{Ptr, Typed, off, setting};
+use crate::kernel::{Ptr, Typed, copy_user, element, off, setting};
 use crate::path::Window;
-use crate::record::{PATH_MAX, Record, number};
+use crate::record::{Record, number};
 
-/// Variables looked at, and pieces of those that are longer than [`PATH_MAX`]. Each is a round for the verifier to follow,
-/// several times, which takes a million steps of a program at most.
-const STEPS: u32 = 256;
-/// Bytes of `TRACEPARENT=` and of `TRACESTATE=`.
-const PARENT_NAME: u64 = 12;
-const STATE_NAME: u64 = 11;
+/// Bytes of the environment that are looked at, from its start.
+const TEXT_MAX: u32 = 0x3fff;
+/// Where in the scratch buffer they are copied to: behind every section that is written before the arguments, which overwrite
+/// them.
+const TEXT: usize = 0x8000 + BLOCK as usize;
+/// Bytes compared in one round. The verifier follows each of them.
+const BLOCK: u32 = 64;
+const BLOCKS: u32 = TEXT_MAX.div_ceil(BLOCK);
+const WORD: u32 = 8;
+/// Blocks that may be looked at closely: where there are more, none is.
+const HITS_MAX: u32 = 16;
+
+const PARENT_NAME: &[u8; 12] = b"TRACEPARENT=";
+const STATE_NAME: &[u8; 11] = b"TRACESTATE=";
+
+/// Whoever looks at four bytes of every eight meets one of these where either name stands, whatever its alignment. Each is
+/// found at the place that [`place`] gives for it, so that one comparison tells of them all; the unused places hold what
+/// belongs elsewhere.
+static PARTS: [u64; 16] = parts([
+    b"EPAR", b"ESTA", b"AREN", b"AREN", b"TATE", b"ATE=", b"CEPA", b"RENT", b"ACEP", b"ACES", b"STAT", b"RACE",
+    b"RACE", b"TRAC", b"PARE", b"CEST",
+]);
+/// How far each of them is from where it can be at most, which is [`LAST`] bytes behind the start of the name. So that the
+/// verifier sees numbers that only grow.
+static SPARE: [u32; 16] = [3, 3, 1, 1, 1, 0, 4, 0, 5, 5, 2, 6, 6, 7, 2, 4];
+const LAST: u32 = 7;
+
+const fn parts(texts: [&[u8; 4]; 16]) -> [u64; 16] {
+    let mut parts = [0; 16];
+    let mut index = 0;
+    while index < 16 {
+        parts[index] = u32::from_le_bytes(*texts[index]) as u64;
+        index += 1;
+    }
+    parts
+}
+
+#[inline(always)]
+fn place(part: u64) -> usize {
+    (part.wrapping_mul(0x759e_465a_97e8_3307) >> 60) as usize
+}
+
+#[inline(always)]
+fn part(text: *const u8, at: u32) -> u64 {
+    element::<u32>(text.wrapping_add(at as usize).cast(), 0).into()
+}
 
 /// Writes the values of the first `TRACEPARENT` and, if there is one, the first `TRACESTATE` as sections. Overwrites what is
-/// in the window.
-///
-/// A variable costs one helper call; only its length and its first bytes are looked at.
+/// in the window, and what is in the record's buffer behind the record.
 #[inline(always)]
 pub fn trace_context(record: &Record, window: &Window, mm: Ptr) -> Result<(), Counter> {
-    let found = Found::new(window);
+    let found = Found { numbers: window.beyond().cast() };
+    found.set(PARENT, 0);
+    found.set(STATE, 0);
     if setting!(env_context) != 0 {
         let from = number::<Typed, u64>(mm, off!(mm_env_start))?;
         let to = number::<Typed, u64>(mm, off!(mm_env_end))?;
-        if !search(window, &found, from, to) {
+        if !search(record.buffer(), &found, from, to.saturating_sub(from)) {
             record.flag(flag::ENV_UNREAD);
         }
     }
@@ -38,29 +78,76 @@ pub fn trace_context(record: &Record, window: &Window, mm: Ptr) -> Result<(), Co
 
 /// Whether all of the environment was looked at, or enough to have found both.
 #[inline(always)]
-fn search(window: &Window, found: &Found, from: u64, to: u64) -> bool {
-    let text = window.at(0);
-    found.set(AT, from);
-    found.set(STARTS, 1);
-    let mut step = 0;
-    while step < STEPS {
-        let at = found.get(AT);
-        if at >= to {
-            return true;
-        }
-        // SAFETY: the window has room for so many bytes, the helper checks the address.
-        let copied = unsafe { bpf_probe_read_user_str(text.cast(), PATH_MAX, at as *const _) };
-        if copied <= 0 {
-            return false;
-        }
-        found.set(COPIED, copied as u64);
-        found.look(text, at);
-        if found.get(PARENT) != 0 && found.get(STATE) != 0 {
-            return true;
-        }
-        step += 1;
+fn search(buffer: *mut u8, found: &Found, from: u64, len: u64) -> bool {
+    let text = buffer.wrapping_add(TEXT);
+    // What stands before the first variable ends there.
+    // SAFETY: within the scratch buffer, which is aligned.
+    unsafe { write_volatile(text.wrapping_sub(8).cast::<u64>(), 0) };
+    // What was copied and what there is stand in memory, so that the verifier follows the search once and not twice.
+    let copied = if len <= u64::from(TEXT_MAX) { len as u32 } else { TEXT_MAX } & TEXT_MAX;
+    found.set(COPIED, copied.into());
+    found.set(LEN, len);
+    if !copy_user(text, copied, from) {
+        return false;
     }
-    found.get(AT) >= to
+    find_parts(text, found);
+    if found.get(HITS) > u64::from(HITS_MAX) {
+        return false;
+    }
+    find_names(text, found, from);
+    found.get(LEN) <= u64::from(TEXT_MAX) || (found.get(PARENT) != 0 && found.get(STATE) != 0)
+}
+
+/// Notes the blocks in which a part of a name stands.
+#[inline(always)]
+fn find_parts(text: *const u8, found: &Found) {
+    found.set(HITS, 0);
+    let len = found.get(COPIED) as u32;
+    let mut block = 0;
+    while block < BLOCKS {
+        if block * BLOCK >= len {
+            return;
+        }
+        // No branch but the loop's: each way through it would be one more for the verifier to follow. The highest bit tells
+        // whether any difference is 0, as less than 33 bits are in use.
+        let mut none_is_zero = 0;
+        let mut at = block * BLOCK;
+        while at < (block + 1) * BLOCK {
+            let part = part(text, at);
+            let difference = part ^ element(&raw const PARTS[0], place(part));
+            none_is_zero |= difference.wrapping_sub(1);
+            at += WORD;
+        }
+        let hits = found.get(HITS);
+        found.set(BLOCK_OF_HIT + (hits & u64::from(HITS_MAX - 1)) as usize, u64::from(block));
+        found.set(HITS, hits + (none_is_zero >> 63));
+        block += 1;
+    }
+}
+
+/// Looks closely at those blocks.
+#[inline(always)]
+fn find_names(text: *const u8, found: &Found, from: u64) {
+    let mut hit = 0;
+    while hit < HITS_MAX {
+        if u64::from(hit) >= found.get(HITS) {
+            return;
+        }
+        let block = found.get(BLOCK_OF_HIT + hit as usize) as u32 & (BLOCKS - 1);
+        let mut word = 0;
+        while word < BLOCK {
+            let at = block * BLOCK + word;
+            let part = part(text, at);
+            let place = place(part);
+            if part == element(&raw const PARTS[0], place) {
+                let ahead = at + (element(&raw const SPARE[0], place) & LAST);
+                let name = text.wrapping_sub(LAST as usize).wrapping_add(ahead as usize);
+                found.look(name, u64::from(ahead).wrapping_sub(u64::from(LAST)), from);
+            }
+            word += WORD;
+        }
+        hit += 1;
+    }
 }
 
 /// One value, cut at `size` with its NUL, or none if `at` is 0.
@@ -82,60 +169,34 @@ fn value(record: &Record, index: usize, at: u64, size: u32) {
 const PARENT: usize = 0;
 /// Address of the first `TRACESTATE`'s value, 0: not found.
 const STATE: usize = 1;
-/// Address of what is looked at next.
-const AT: usize = 2;
-/// 1: a variable starts there; 0: a long one goes on.
-const STARTS: usize = 3;
-/// Bytes of what is looked at, with its NUL.
-const COPIED: usize = 4;
+/// Bytes that are looked at.
+const COPIED: usize = 2;
+/// Bytes that there are.
+const LEN: usize = 3;
+/// Blocks in which a part of a name stands.
+const HITS: usize = 4;
+/// The first of them, and the others behind it.
+const BLOCK_OF_HIT: usize = 5;
 
-/// What the search has come to. Numbers in memory and arithmetic instead of branches, for the reason given at [`Record`]:
-/// each way through the loop would be one more for the verifier to follow, and there are many rounds.
+/// What the search has come to. Numbers in memory, for the reason given at [`Record`].
 struct Found {
     numbers: *mut u64,
 }
 
 impl Found {
+    /// Takes note of a variable that is looked for, if one starts at `text`, which is the byte `at` of the environment.
     #[inline(always)]
-    fn new(window: &Window) -> Self {
-        let found = Self { numbers: window.beyond().cast() };
-        found.set(PARENT, 0);
-        found.set(STATE, 0);
-        found
-    }
-
-    /// Takes note of a variable that is looked for, and steps over what was looked at.
-    #[inline(always)]
-    fn look(&self, text: *mut u8, at: u64) {
-        const TRACEPAR: u64 = u64::from_le_bytes(*b"TRACEPAR");
-        const ENT: u32 = u32::from_le_bytes(*b"ENT=");
-        const TRACESTA: u64 = u64::from_le_bytes(*b"TRACESTA");
-        const ATE: u32 = u32::from_le_bytes(*b"ATE=");
-        let words = text.cast::<u64>();
-        // SAFETY: the window is a map's value, which is aligned. What is older than this copy is masked out by its length.
-        let (first, second) = unsafe { (words.read().to_le(), words.add(1).read().to_le()) };
-        let seventh = first >> 56 | second << 8;
-        let copied = self.get(COPIED);
-        let other = self.get(STARTS) ^ 1;
-        let parent = (first ^ TRACEPAR) | u64::from(second as u32 ^ ENT) | shorter(copied, PARENT_NAME + 1) | other;
-        self.note(PARENT, parent, at + PARENT_NAME);
-        let state = (first ^ TRACESTA) | u64::from(seventh as u32 ^ ATE) | shorter(copied, STATE_NAME + 1) | other;
-        self.note(STATE, state, at + STATE_NAME);
-        // A piece that fills the window may have ended there or not: what follows is taken for its rest. At worst an empty
-        // rest, which is a step.
-        let starts = shorter(copied, PATH_MAX.into()) & 1;
-        self.set(STARTS, starts);
-        self.set(AT, at + copied - 1 + starts);
-    }
-
-    /// Keeps an address if `difference` is 0 and there is none yet.
-    #[inline(always)]
-    fn note(&self, index: usize, difference: u64, address: u64) {
-        let known = self.get(index);
-        let difference = opaque(difference | known);
-        // All ones for 0, else 0.
-        let mask = ((difference | difference.wrapping_neg()) >> 63).wrapping_sub(1);
-        self.set(index, known | (address & mask));
+    fn look(&self, text: *const u8, at: u64, from: u64) {
+        let (parent, state) = (PARENT_NAME.len() as u64, STATE_NAME.len() as u64);
+        if byte(text.wrapping_sub(1)) != 0 {
+            return;
+        }
+        if starts(text, PARENT_NAME) && at + parent <= self.get(COPIED) && self.get(PARENT) == 0 {
+            self.set(PARENT, from + at + parent);
+        }
+        if starts(text, STATE_NAME) && at + state <= self.get(COPIED) && self.get(STATE) == 0 {
+            self.set(STATE, from + at + state);
+        }
     }
 
     #[inline(always)]
@@ -151,15 +212,19 @@ impl Found {
     }
 }
 
-/// All ones if `len` is less than `least`, else 0.
+/// Compared byte by byte, without a branch: a name may stand anywhere.
 #[inline(always)]
-fn shorter(len: u64, least: u64) -> u64 {
-    (opaque(len.wrapping_sub(least)) as i64 >> 63) as u64
+fn starts<const LEN: usize>(text: *const u8, name: &[u8; LEN]) -> bool {
+    let mut difference = 0;
+    let mut index = 0;
+    while index < LEN {
+        difference |= byte(text.wrapping_add(index)) ^ element(name.as_ptr(), index);
+        index += 1;
+    }
+    difference == 0
 }
 
-/// The same number, of which the compiler knows nothing any more: it would make branches of what follows.
 #[inline(always)]
-fn opaque(number: u64) -> u64 {
-    // SAFETY: a live local.
-    unsafe { read_volatile(&raw const number) }
+fn byte(text: *const u8) -> u8 {
+    element(text, 0)
 }

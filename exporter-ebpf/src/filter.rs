@@ -2,8 +2,9 @@
 
 use aya_ebpf::bindings::BPF_ANY;
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::{HashMap, LruHashMap};
-use namespan_ebpf::settings::{COMM_PREFIX_MAX, PATH_PREFIX_MAX, PREFIXES_MAX, UIDS_MAX};
+use aya_ebpf::maps::{Array, HashMap, LruHashMap};
+use core::ptr::read_volatile;
+use namespan_ebpf::settings::{COMM_PREFIX_MAX, PATH_PREFIX_MAX, PREFIXES_MAX, Shift, UIDS_MAX};
 use namespan_ebpf::wire::{CgroupKey, Counter, Place, section};
 
 use crate::kernel::{Access, Ptr, copy, element, is_absent, off, pointer, setting};
@@ -30,6 +31,20 @@ impl TrackedKey {
             reserved: 0,
         })
     }
+}
+
+/// Takes nothing until user space says from when on.
+#[map]
+static SHIFT: Array<Shift> = Array::with_max_entries(1, 0);
+
+/// Since when these programs take events, by the boot clock; `None`: not this one, which is another's to take and to count.
+#[inline(always)]
+pub fn on_shift(now: u64) -> Option<u64> {
+    let shift = SHIFT.get_ptr(0)?;
+    // SAFETY: the map's only value. User space writes it as a whole, long before it matters.
+    let (from, until) =
+        unsafe { (read_volatile(&raw const (*shift).from_boot_ns), read_volatile(&raw const (*shift).until_boot_ns)) };
+    (from <= now && now < until).then_some(from)
 }
 
 /// Never ourselves.
@@ -180,10 +195,17 @@ pub fn track<A: Access>(who: &Identity) -> Result<(), Counter> {
 }
 
 /// Whether an exiting process is one whose exec was told of; forgets it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Tracked {
+    Yes,
+    /// It is older than these programs: user space has to know.
+    Unknown,
+}
+
 #[inline(always)]
-pub fn untrack(process: &TrackedKey) -> Result<(), Counter> {
-    if setting!(tracks) == 0 {
-        return Ok(());
+pub fn untrack(process: &TrackedKey, since: u64) -> Result<Tracked, Counter> {
+    if setting!(tracks) == 0 || TRACKED.remove(process).is_ok() {
+        return Ok(Tracked::Yes);
     }
-    TRACKED.remove(process).map_err(|_| Counter::Filtered)
+    if process.start_boot_ns < since { Ok(Tracked::Unknown) } else { Err(Counter::Filtered) }
 }

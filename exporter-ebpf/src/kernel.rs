@@ -102,6 +102,43 @@ impl Access for Probed {
     }
 }
 
+/// Fields of any kernel object that lie close together, copied at once: a helper's call costs more than the bytes. A field
+/// that lies elsewhere on some kernel is read by itself.
+#[derive(Clone, Copy)]
+pub struct Near {
+    base: Ptr,
+    first: u32,
+    copied: *const u8,
+}
+
+impl Near {
+    /// Room that a copy takes, in bytes.
+    pub const SIZE: u32 = 32;
+
+    /// Copies the fields from `first` on to `room`, which is aligned and [`Self::SIZE`] bytes.
+    #[inline(always)]
+    pub fn of(base: Ptr, first: u32, room: *mut u8) -> Option<Self> {
+        copy(room, Self::SIZE, base.wrapping_add(first as usize)).then_some(Self { base, first, copied: room })
+    }
+
+    #[inline(always)]
+    pub fn load<T: Copy + Default>(&self, offset: u32) -> Option<T> {
+        let at = offset.wrapping_sub(self.first);
+        if at > Self::SIZE - size_of::<T>() as u32 {
+            return Probed::load(self.base, offset);
+        }
+        // SAFETY: within the copy.
+        Some(unsafe { read_volatile(self.copied.wrapping_add(at as usize).cast()) })
+    }
+
+    /// `None` if unreadable or null.
+    #[inline(always)]
+    pub fn pointer(&self, offset: u32) -> Option<Ptr> {
+        let address = self.load::<u64>(offset)? as Ptr;
+        (!address.is_null()).then_some(address)
+    }
+}
+
 /// A pointer field; `None` if unreadable or null.
 #[inline(always)]
 pub fn pointer<A: Access>(base: Ptr, offset: u32) -> Option<Ptr> {

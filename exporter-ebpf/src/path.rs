@@ -4,7 +4,7 @@ use core::ptr::{read_volatile, write_volatile};
 
 use namespan_ebpf::wire::flag;
 
-use crate::kernel::{Access, Probed, Ptr, copy, is_absent, off, pointer};
+use crate::kernel::{Access, Near, Probed, Ptr, copy, is_absent, off, pointer};
 use crate::record::{NAME_SIZE, PATH_MASK, PATH_MAX, Record, optional};
 
 /// Bytes of a [`Window`]: the verifier takes a component to start anywhere before `PATH_MAX`. Then 8 for the start.
@@ -58,11 +58,36 @@ impl Window {
         PATH_MAX.wrapping_sub(self.start()) & PATH_MASK
     }
 
+    /// One of the numbers of a walk, behind the path and what is copied there.
+    #[inline(always)]
+    fn get(&self, index: usize) -> u64 {
+        // SAFETY: within the buffer, which is aligned; `index` is one of the constants below.
+        unsafe { read_volatile(self.beyond().cast::<u64>().add(index)) }
+    }
+
+    #[inline(always)]
+    fn set(&self, index: usize, number: u64) {
+        // SAFETY: as in `get`.
+        unsafe { write_volatile(self.beyond().cast::<u64>().add(index), number) };
+    }
+
+    /// A mount, copied behind the path.
+    #[inline(always)]
+    fn mount(&self, mount: Ptr) -> Option<Near> {
+        Near::of(mount, off!(mount_parent), self.beyond())
+    }
+
+    /// A name and what it is in, copied behind the path and the mount.
+    #[inline(always)]
+    fn dentry(&self, dentry: Ptr) -> Option<Near> {
+        Near::of(dentry, off!(dentry_parent), self.beyond().wrapping_add(Near::SIZE as usize))
+    }
+
     /// Puts a slash and `name` in front; `None` if unreadable, `Some(false)` if there is no room.
     #[inline(always)]
-    fn push(&self, dentry: Ptr) -> Option<bool> {
-        let bytes = Probed::load::<u32>(dentry, off!(dentry_name_len))? & (NAME_SIZE - 1);
-        let name = pointer::<Probed>(dentry, off!(dentry_name))?;
+    fn push(&self, dentry: &Near) -> Option<bool> {
+        let bytes = dentry.load::<u32>(off!(dentry_name_len))? & (NAME_SIZE - 1);
+        let name = dentry.pointer(off!(dentry_name))?;
         let start = self.start();
         if start <= bytes {
             return Some(false);
@@ -78,6 +103,12 @@ impl Window {
     }
 }
 
+/// Where a walk is: in memory, as a window's start is, behind the copies of a mount and of a name.
+const DENTRY: usize = 2 * (Near::SIZE / 8) as usize;
+const MOUNT: usize = DENTRY + 1;
+/// 1: there are no mounts above.
+const DETACHED: usize = DENTRY + 2;
+
 /// Walks from `file` to the root of its mount namespace and writes its path into the window; sets the record's flags for
 /// a path that is too long, could not be read, or is no name of the file any more.
 #[inline(always)]
@@ -92,40 +123,46 @@ pub fn executable<A: Access>(record: &Record, window: &Window, file: Ptr) {
 /// Whether the path is whole; `None` if unreadable.
 #[inline(always)]
 fn walk<A: Access>(record: &Record, window: &Window, file: Ptr) -> Option<bool> {
-    let mut dentry = pointer::<A>(file, off!(file_dentry))?;
-    let mut mount = pointer::<A>(file, off!(file_mnt))?.wrapping_sub(off!(mount_mnt) as usize);
+    let dentry = pointer::<A>(file, off!(file_dentry))?;
     if let Some(inode) = optional::<Probed>(dentry, off!(dentry_inode))
         && !is_absent(off!(inode_nlink))
         && Probed::load::<u32>(inode, off!(inode_nlink)) == Some(0)
     {
         record.flag(flag::UNLINKED);
     }
-    let mut detached = false;
+    let mount = pointer::<A>(file, off!(file_mnt))?.wrapping_sub(off!(mount_mnt) as usize);
+    window.set(DENTRY, dentry as u64);
+    window.set(MOUNT, mount as u64);
+    window.set(DETACHED, 0);
+    let mut mounted = window.mount(mount)?;
     let mut step = 0;
     while step < PATH_DEPTH {
         step += 1;
-        if !detached && dentry == pointer::<Probed>(mount, off!(mount_mnt) + off!(vfsmount_root))? {
-            let outer = pointer::<Probed>(mount, off!(mount_parent))?;
-            if outer != mount {
-                dentry = pointer::<Probed>(mount, off!(mount_mountpoint))?;
-                mount = outer;
+        let dentry = window.get(DENTRY) as Ptr;
+        if window.get(DETACHED) == 0 && dentry == mounted.pointer(off!(mount_mnt) + off!(vfsmount_root))? {
+            let outer = mounted.pointer(off!(mount_parent))?;
+            if outer as u64 != window.get(MOUNT) {
+                window.set(DENTRY, mounted.load(off!(mount_mountpoint))?);
+                window.set(MOUNT, outer as u64);
+                mounted = window.mount(outer)?;
                 continue;
             }
             if window.start() < PATH_MAX {
                 return Some(true);
             }
             // The file was bound alone to a mount that is gone (runc does so): what is left is its path on its file system.
-            detached = true;
+            window.set(DETACHED, 1);
         }
-        let parent = pointer::<Probed>(dentry, off!(dentry_parent))?;
-        if !window.push(dentry)? {
+        let named = window.dentry(dentry)?;
+        let parent = named.pointer(off!(dentry_parent))?;
+        if !window.push(&named)? {
             return Some(false);
         }
         // A file without a directory (a memfd) is its own parent.
         if parent == dentry {
             return Some(true);
         }
-        dentry = parent;
+        window.set(DENTRY, parent as u64);
     }
     Some(false)
 }

@@ -4,7 +4,7 @@ use core::ptr::read_volatile;
 
 use namespan_ebpf::wire::{self, Counter, flag, ns, section};
 
-use crate::kernel::{Access, Probed, Ptr, copy, copy_str, is_absent, off, pointer};
+use crate::kernel::{Access, Near, Probed, Ptr, copy, copy_str, is_absent, off, pointer};
 use crate::path::Window;
 
 /// Where the sections before the arguments begin at the latest.
@@ -95,6 +95,12 @@ impl Record {
     #[inline(always)]
     pub fn detail<Detail>(&self) -> *mut Detail {
         self.base.wrapping_add(size_of::<wire::Process>()).cast()
+    }
+
+    /// All of the scratch buffer.
+    #[inline(always)]
+    pub fn buffer(&self) -> *mut u8 {
+        self.base
     }
 
     /// Where the next section goes.
@@ -299,8 +305,10 @@ impl Identity {
         let level = A::load::<u32>(pid, off!(pid_level))?;
         // The last of `level + 1` numbers is the pid in the innermost namespace, which is the process's own.
         let own = pid.wrapping_add((off!(pid_numbers) + (level & 31) * off!(upid_size)) as usize);
-        let vpid = Probed::load::<u32>(own, off!(upid_nr))?;
-        let pid_ns = Probed::load::<u32>(pointer::<Probed>(own, off!(upid_ns))?, off!(pid_ns_inum))?;
+        let mut copied = [0u64; 4];
+        let own = Near::of(own, 0, copied.as_mut_ptr().cast())?;
+        let vpid = own.load::<u32>(off!(upid_nr))?;
+        let pid_ns = Probed::load::<u32>(own.pointer(off!(upid_ns))?, off!(pid_ns_inum))?;
         Some(Self { task, leader, cred, euid, vpid, pid_ns })
     }
 }

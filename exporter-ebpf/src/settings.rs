@@ -11,6 +11,15 @@ pub const PATH_PREFIX_MAX: usize = 128;
 /// Longest comm prefix, in bytes: a comm is at most 15 bytes long.
 pub const COMM_PREFIX_MAX: usize = 16;
 
+/// When events have to happen for the programs to take them, by the boot clock in nanoseconds: from `from` on, until before
+/// `until`. In a map, as it changes: programs with other settings take over where these end.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shift {
+    pub from_boot_ns: u64,
+    pub until_boot_ns: u64,
+}
+
 /// Read-only for the programs, and constant to the verifier: code of a filter that is off is never run nor checked.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, IntoBytes, Immutable, KnownLayout)]

@@ -36,6 +36,8 @@ pub mod flag {
     pub const OOM_VICTIM: u16 = 1 << 6;
     /// Exec only: not all of the environment could be searched for a trace context.
     pub const ENV_UNREAD: u16 = 1 << 7;
+    /// Exit only: a filter is on that can't be asked again at an exit, and these programs did not see the exec.
+    pub const UNTRACKED: u16 = 1 << 8;
 }
 
 /// Order of [`Process::namespaces`].

@@ -29,13 +29,16 @@ static EXEC_WINDOW: PerCpuArray<[u8; WINDOW_SIZE]> = PerCpuArray::with_max_entri
 /// past the point of no return, before the new image's first instruction.
 #[btf_tracepoint(function = "sched_process_exec")]
 pub fn exec(ctx: BtfTracePointContext) -> u32 {
-    counted(Program::Exec, try_exec(ctx.arg(0), ctx.arg(2)))
+    // SAFETY: no arguments.
+    let now = unsafe { bpf_ktime_get_boot_ns() };
+    match filter::on_shift(now) {
+        Some(_) => counted(Program::Exec, try_exec(now, ctx.arg(0), ctx.arg(2))),
+        None => 0,
+    }
 }
 
 #[inline(always)]
-fn try_exec(task: Ptr, bprm: Ptr) -> Result<(), Counter> {
-    // SAFETY: no arguments.
-    let now = unsafe { bpf_ktime_get_boot_ns() };
+fn try_exec(now: u64, task: Ptr, bprm: Ptr) -> Result<(), Counter> {
     let who = Identity::of::<Typed>(task)?;
     filter::ourselves(&who)?;
     filter::uid(&who)?;

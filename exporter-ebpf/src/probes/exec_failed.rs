@@ -66,16 +66,20 @@ fn returned(ctx: &TracePointContext) -> u32 {
     // SAFETY: the value is copied at once.
     let path = unsafe { EXEC_CALLS.get(&thread) }.map_or(0, |path| *path);
     let _absent = EXEC_CALLS.remove(&thread);
+    // SAFETY: no arguments.
+    let now = unsafe { bpf_ktime_get_boot_ns() };
     match Probed::load::<i64>(ctx.as_ptr().cast(), off!(sys_exit_ret)) {
-        Some(result) if result < 0 => counted(Program::ExecFailed, try_failed(path, -result as u32)),
+        Some(result) if result < 0 && filter::on_shift(now).is_some() => {
+            counted(Program::ExecFailed, try_failed(now, path, -result as u32))
+        }
         _ => 0,
     }
 }
 
 #[inline(always)]
-fn try_failed(path: u64, errno: u32) -> Result<(), Counter> {
+fn try_failed(now: u64, path: u64, errno: u32) -> Result<(), Counter> {
     // SAFETY: no arguments.
-    let (now, task) = unsafe { (bpf_ktime_get_boot_ns(), bpf_get_current_task() as Ptr) };
+    let task = unsafe { bpf_get_current_task() as Ptr };
     let who = Identity::of::<Probed>(task)?;
     filter::ourselves(&who)?;
     filter::uid(&who)?;

@@ -8,7 +8,7 @@ use aya_ebpf::programs::BtfTracePointContext;
 use namespan_ebpf::wire::{self, Counter, Program, flag, kind, section};
 
 use crate::emit::{count, counted, output};
-use crate::filter::{self, TrackedKey};
+use crate::filter::{self, Tracked, TrackedKey};
 use crate::kernel::{Ptr, Typed, off, pointer};
 use crate::lineage::image;
 use crate::record::{Identity, Record, SMALL_SIZE, number, optional};
@@ -31,10 +31,17 @@ static EXITED: LruHashMap<TrackedKey, u8> = LruHashMap::with_max_entries(1024, 0
 #[btf_tracepoint(function = "sched_process_exit")]
 pub fn exit(ctx: BtfTracePointContext) -> u32 {
     let task: Ptr = ctx.arg(0);
-    match last_of_process(task) {
-        Ok(Some(last)) => counted(Program::Exit, try_exit(&last)),
-        Ok(None) => 0,
-        Err(lost) => counted(Program::Exit, Err(lost)),
+    let last = match last_of_process(task) {
+        Ok(None) => return 0,
+        Ok(Some(last)) => Ok(last),
+        Err(lost) => Err(lost),
+    };
+    // SAFETY: no arguments.
+    let now = unsafe { bpf_ktime_get_boot_ns() };
+    match (filter::on_shift(now), last) {
+        (Some(since), Ok(last)) => counted(Program::Exit, try_exit(now, since, &last)),
+        (Some(_), Err(lost)) => counted(Program::Exit, Err(lost)),
+        (None, _) => 0,
     }
 }
 
@@ -69,12 +76,10 @@ fn last_of_process(task: Ptr) -> Result<Option<Last>, Counter> {
 }
 
 #[inline(always)]
-fn try_exit(last: &Last) -> Result<(), Counter> {
-    // SAFETY: no arguments.
-    let now = unsafe { bpf_ktime_get_boot_ns() };
+fn try_exit(now: u64, since: u64, last: &Last) -> Result<(), Counter> {
     let Last { who, key, signal } = last;
     // First, so that a process is forgotten whatever the other filters say.
-    filter::untrack(key)?;
+    let tracked = filter::untrack(key, since)?;
     filter::ourselves(who)?;
     let scratch = EXIT_SCRATCH.get_ptr_mut(0).ok_or(Counter::LostNoScratch)?.cast::<u8>();
     let record = Record::new::<wire::Exit>(scratch);
@@ -82,6 +87,9 @@ fn try_exit(last: &Last) -> Result<(), Counter> {
     record.section(section::PATH, 0);
     record.identify::<Typed>(kind::EXIT, now, who)?;
     record.end_at(section::SCRIPT);
+    if tracked == Tracked::Unknown {
+        record.flag(flag::UNTRACKED);
+    }
     if optional::<Typed>(*signal, off!(signal_oom_mm)).is_some() {
         record.flag(flag::OOM_VICTIM);
     }
