@@ -12,6 +12,7 @@ use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use prost::Message;
 use serde::de::DeserializeOwned;
 
+use super::class::Class;
 use crate::config::{Compression, Protocol, Signal};
 use crate::ship::json::{self, JsonError};
 use halves::{Halves, halves};
@@ -23,10 +24,12 @@ pub(crate) const PREFIX_LEN: usize = 5;
 /// one destination takes.
 #[derive(Clone, Debug)]
 pub struct Batch {
-    signal: Signal,
+    class: Class,
     records: u32,
     protocol: Protocol,
     compression: Compression,
+    /// Length of the request before its compression.
+    plain_len: u32,
     /// For gRPC with the message prefix in front, so that a send copies nothing.
     body: Bytes,
 }
@@ -46,24 +49,29 @@ pub enum SealError {
 }
 
 impl Batch {
-    /// Brings an encoded request of the signal with `records` log records or spans into its last form.
+    /// Brings an encoded request of the class's signal with `records` log records or spans into its last form.
     pub fn seal(
-        signal: Signal,
+        class: Class,
         records: u32,
         protobuf: &[u8],
         protocol: Protocol,
         compression: Compression,
     ) -> Result<Self, SealError> {
-        let sealed = Self { signal, records, protocol, compression, body: Bytes::new() };
+        let sealed = Self { class, records, protocol, compression, plain_len: 0, body: Bytes::new() };
         match protocol {
             Protocol::Grpc | Protocol::HttpProtobuf => sealed.wrap(protobuf),
-            Protocol::HttpJson => sealed.wrap(json::request(signal, protobuf)?.as_bytes()),
+            Protocol::HttpJson => sealed.wrap(json::request(class.signal(), protobuf)?.as_bytes()),
         }
     }
 
     #[must_use]
+    pub fn class(&self) -> Class {
+        self.class
+    }
+
+    #[must_use]
     pub fn signal(&self) -> Signal {
-        self.signal
+        self.class.signal()
     }
 
     /// Its log records or spans.
@@ -88,9 +96,39 @@ impl Batch {
         &self.body
     }
 
-    /// The same request in another compression.
-    pub(crate) fn reseal(&self, compression: Compression) -> Result<Self, SealError> {
-        Self { compression, ..self.clone() }.wrap(&self.plain()?)
+    /// The request body without what gRPC puts in front.
+    pub(super) fn message(&self) -> &[u8] {
+        &self.body[prefix_len(self.protocol)..]
+    }
+
+    pub(super) fn plain_len(&self) -> u32 {
+        self.plain_len
+    }
+
+    /// Of a [`message`](Self::message) that `body` has behind [`prefix_len`] bytes, sealed as it is said to be.
+    pub(super) fn restore(
+        class: Class,
+        records: u32,
+        (protocol, compression): (Protocol, Compression),
+        plain_len: u32,
+        body: Vec<u8>,
+    ) -> Result<Self, SealError> {
+        Self { class, records, protocol, compression, plain_len, body: Bytes::new() }.frame(body)
+    }
+
+    /// The same request in another form.
+    pub(crate) fn convert(&self, protocol: Protocol, compression: Compression) -> Result<Self, SealError> {
+        let is_json = |protocol| protocol == Protocol::HttpJson;
+        if is_json(self.protocol) != is_json(protocol) {
+            return Self::seal(self.class, self.records, &self.protobuf()?, protocol, compression);
+        }
+        let other = Self { protocol, compression, ..self.clone() };
+        if self.compression != compression {
+            return other.wrap(&self.plain()?);
+        }
+        let mut body = vec![0; prefix_len(protocol)];
+        body.extend_from_slice(self.message());
+        other.frame(body)
     }
 
     /// Two batches of about half the records each; `None` where there are not two records.
@@ -99,19 +137,22 @@ impl Batch {
         // The sum stays what was accepted, even if the encoder had miscounted.
         let left_records = u32::try_from(left_items).unwrap_or(u32::MAX).min(self.records);
         let seal =
-            |records, protobuf: &[u8]| Self::seal(self.signal, records, protobuf, self.protocol, self.compression);
+            |records, protobuf: &[u8]| Self::seal(self.class, records, protobuf, self.protocol, self.compression);
         Ok(Some((seal(left_records, &left)?, seal(self.records - left_records, &right)?)))
     }
 
     /// With this request as its body.
     fn wrap(mut self, plain: &[u8]) -> Result<Self, SealError> {
-        let prefix = match self.protocol {
-            Protocol::Grpc => PREFIX_LEN,
-            Protocol::HttpProtobuf | Protocol::HttpJson => 0,
-        };
+        self.plain_len = u32::try_from(plain.len()).map_err(|_| SealError::TooLong { len: plain.len() })?;
+        let prefix = prefix_len(self.protocol);
         let mut body = Vec::with_capacity(prefix + plain.len() / 2);
         body.resize(prefix, 0);
         compress(plain, self.compression, &mut body)?;
+        self.frame(body)
+    }
+
+    /// With this body, whose first [`prefix_len`] bytes are still to be written.
+    fn frame(mut self, mut body: Vec<u8>) -> Result<Self, SealError> {
         if let Protocol::Grpc = self.protocol {
             let len = body.len() - PREFIX_LEN;
             let wire_len = u32::try_from(len).map_err(|_| SealError::TooLong { len })?;
@@ -125,7 +166,7 @@ impl Batch {
     /// The request as it was given to [`seal`](Self::seal).
     fn protobuf(&self) -> Result<Vec<u8>, SealError> {
         let plain = self.plain()?;
-        match (self.protocol, self.signal) {
+        match (self.protocol, self.signal()) {
             (Protocol::Grpc | Protocol::HttpProtobuf, _) => Ok(plain),
             (Protocol::HttpJson, Signal::Logs) => from_json::<ExportLogsServiceRequest>(&plain),
             (Protocol::HttpJson, Signal::Traces) => from_json::<ExportTraceServiceRequest>(&plain),
@@ -133,11 +174,15 @@ impl Batch {
     }
 
     fn plain(&self) -> Result<Vec<u8>, SealError> {
-        let message = match self.protocol {
-            Protocol::Grpc => &self.body[PREFIX_LEN..],
-            Protocol::HttpProtobuf | Protocol::HttpJson => &self.body[..],
-        };
-        Ok(decompress(message, self.compression)?)
+        Ok(decompress(self.message(), self.compression, self.plain_len as usize)?)
+    }
+}
+
+/// What a body has in front of its message.
+pub(super) fn prefix_len(protocol: Protocol) -> usize {
+    match protocol {
+        Protocol::Grpc => PREFIX_LEN,
+        Protocol::HttpProtobuf | Protocol::HttpJson => 0,
     }
 }
 
@@ -157,16 +202,18 @@ fn compress(plain: &[u8], compression: Compression, into: &mut Vec<u8>) -> io::R
     Ok(())
 }
 
-fn decompress(message: &[u8], compression: Compression) -> io::Result<Vec<u8>> {
-    match compression {
-        Compression::None => Ok(message.to_vec()),
+/// `len`: of what comes out; more is an error, whoever wrote the message.
+fn decompress(message: &[u8], compression: Compression, len: usize) -> io::Result<Vec<u8>> {
+    let plain = match compression {
+        Compression::None => message.to_vec(),
         Compression::Gzip => {
-            let mut plain = Vec::new();
-            GzDecoder::new(message).read_to_end(&mut plain)?;
-            Ok(plain)
+            let mut plain = Vec::with_capacity(len);
+            GzDecoder::new(message).take(len as u64 + 1).read_to_end(&mut plain)?;
+            plain
         }
-        Compression::Zstd => zstd::decode_all(message),
-    }
+        Compression::Zstd => zstd::bulk::decompress(message, len)?,
+    };
+    if plain.len() == len { Ok(plain) } else { Err(io::ErrorKind::InvalidData.into()) }
 }
 
 fn from_json<T: Message + DeserializeOwned>(json: &[u8]) -> Result<Vec<u8>, SealError> {
@@ -184,6 +231,13 @@ mod tests {
     const SIGNALS: [Signal; 2] = [Signal::Logs, Signal::Traces];
     const FORMS: [Protocol; 3] = [Protocol::Grpc, Protocol::HttpProtobuf, Protocol::HttpJson];
     const COMPRESSIONS: [Compression; 3] = [Compression::None, Compression::Gzip, Compression::Zstd];
+
+    fn class_of(signal: Signal) -> Class {
+        match signal {
+            Signal::Logs => Class::Exec,
+            Signal::Traces => Class::Span,
+        }
+    }
 
     /// Each signal in each form.
     fn forms() -> impl Iterator<Item = (Signal, Protocol)> {
@@ -223,7 +277,7 @@ mod tests {
     fn scopes(batch: &Batch) -> Vec<(String, String, Vec<u64>)> {
         let protobuf = batch.protobuf().unwrap();
         let mut scopes = Vec::new();
-        match batch.signal {
+        match batch.signal() {
             Signal::Logs => {
                 for group in ExportLogsServiceRequest::decode(&*protobuf).unwrap().resource_logs {
                     assert_eq!(group.resource.unwrap().dropped_attributes_count, 1);
@@ -249,13 +303,41 @@ mod tests {
         for (signal, protocol) in forms() {
             let request = request(signal, &[3, 1]);
             for compression in COMPRESSIONS {
-                let batch = Batch::seal(signal, 4, &request, protocol, compression).unwrap();
+                let batch = Batch::seal(class_of(signal), 4, &request, protocol, compression).unwrap();
                 assert_eq!(batch.protobuf().unwrap(), request, "{signal:?} {protocol:?} {compression:?}");
-                for other in COMPRESSIONS {
-                    let again = batch.reseal(other).unwrap();
-                    assert_eq!((again.compression(), again.records(), again.signal()), (other, 4, signal));
+                for (other, form) in COMPRESSIONS.into_iter().flat_map(|other| FORMS.map(|form| (other, form))) {
+                    let again = batch.convert(form, other).unwrap();
+                    assert_eq!((again.protocol(), again.compression()), (form, other));
+                    assert_eq!((again.class(), again.records()), (batch.class(), 4));
                     assert_eq!(again.protobuf().unwrap(), request);
+                    assert_eq!(again.convert(protocol, compression).unwrap().body(), batch.body());
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn every_form_becomes_every_other() {
+        for (signal, protocol) in forms() {
+            let request = request(signal, &[3, 1]);
+            for (compression, (of, to)) in COMPRESSIONS.into_iter().flat_map(|compression| {
+                FORMS.into_iter().flat_map(|of| COMPRESSIONS.map(|to| (of, to))).map(move |pair| (compression, pair))
+            }) {
+                let batch = Batch::seal(class_of(signal), 4, &request, protocol, compression).unwrap();
+                let again = batch.convert(of, to).unwrap();
+                let direct = Batch::seal(class_of(signal), 4, &request, of, to).unwrap();
+                assert_eq!((again.protocol(), again.compression(), again.records()), (of, to, 4));
+                assert_eq!((again.body(), again.plain_len), (direct.body(), direct.plain_len));
+            }
+        }
+    }
+
+    #[test]
+    fn a_message_that_decompresses_to_more_than_it_says_is_refused() {
+        for compression in COMPRESSIONS {
+            let batch = Batch::seal(Class::Exec, 1, &[0; 100], Protocol::HttpProtobuf, compression).unwrap();
+            for plain_len in [99, 101] {
+                assert!(Batch { plain_len, ..batch.clone() }.protobuf().is_err(), "{compression:?} {plain_len}");
             }
         }
     }
@@ -264,7 +346,7 @@ mod tests {
     fn a_grpc_body_starts_with_flag_and_length() {
         for (compression, flag) in [(Compression::None, 0), (Compression::Gzip, 1), (Compression::Zstd, 1)] {
             let request = request(Signal::Logs, &[2]);
-            let batch = Batch::seal(Signal::Logs, 2, &request, Protocol::Grpc, compression).unwrap();
+            let batch = Batch::seal(Class::Exec, 2, &request, Protocol::Grpc, compression).unwrap();
             let len = u32::try_from(batch.body().len() - PREFIX_LEN).unwrap();
             assert_eq!(batch.body()[0], flag);
             assert_eq!(batch.body()[1..PREFIX_LEN], len.to_be_bytes());
@@ -279,7 +361,7 @@ mod tests {
             {
                 let total: u32 = expected.iter().sum();
                 let whole = request(signal, groups);
-                let batch = Batch::seal(signal, total, &whole, protocol, Compression::Zstd).unwrap();
+                let batch = Batch::seal(class_of(signal), total, &whole, protocol, Compression::Zstd).unwrap();
                 let (left, right) = batch.halves().unwrap().unwrap();
                 assert_eq!([left.records(), right.records()], expected, "{signal:?} {protocol:?} {groups:?}");
                 let mut together = Vec::new();
@@ -300,7 +382,8 @@ mod tests {
     #[test]
     fn one_record_has_no_halves() {
         for signal in SIGNALS {
-            let batch = Batch::seal(signal, 1, &request(signal, &[1]), Protocol::Grpc, Compression::Gzip).unwrap();
+            let batch =
+                Batch::seal(class_of(signal), 1, &request(signal, &[1]), Protocol::Grpc, Compression::Gzip).unwrap();
             assert!(batch.halves().unwrap().is_none());
         }
     }

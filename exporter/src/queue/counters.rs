@@ -1,11 +1,15 @@
-//! Where every accepted record went. A record is a log record or a span.
+//! Where every accepted and every recovered record went. A record is a log record or a span.
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
 
-/// At rest, `accepted = exported + rejected + dropped (all reasons) + queued + in_flight`.
+/// At rest, `accepted + recovered = exported + rejected + dropped (all reasons) + queued + in_flight + spooled`, of which
+/// `queued` is [`Depth::records`](super::Depth::records), and `recovered` and `spooled` are 0 without a spool.
+///
+/// A record belongs to `spooled` while it is on disk and in no memory, and once the queue is closed and it was not sent: the
+/// next run recovers it. A batch of which a part was settled in that last moment is recovered as a whole.
 #[derive(Debug, Default)]
 pub struct Counters {
     accepted: AtomicU64,
@@ -14,6 +18,17 @@ pub struct Counters {
     in_flight: AtomicU64,
     retries: AtomicU64,
     dropped: Mutex<BTreeMap<Reason, u64>>,
+    spool: Option<SpoolCounters>,
+}
+
+#[derive(Debug, Default)]
+struct SpoolCounters {
+    recovered: AtomicU64,
+    spooled: AtomicU64,
+    bytes: AtomicU64,
+    segments: AtomicU64,
+    errors: AtomicU64,
+    cuts: AtomicU64,
 }
 
 /// The counters at one moment; records, but for `retries`.
@@ -30,6 +45,24 @@ pub struct Snapshot {
     /// Requests that had to be sent again.
     pub retries: u64,
     pub dropped: BTreeMap<Reason, u64>,
+    /// `None` without a spool.
+    pub spool: Option<Spooled>,
+}
+
+/// What the spool has to tell.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Spooled {
+    /// Records that were there at the start.
+    pub recovered: u64,
+    /// Records on disk and in no memory; at the end, those left for the next run.
+    pub records: u64,
+    /// Of all segments, with what is settled in them.
+    pub bytes: u64,
+    pub segments: u64,
+    /// Reads and writes that failed.
+    pub errors: u64,
+    /// Segments that ended within a batch, or in garbage, at the start.
+    pub cuts: u64,
 }
 
 /// Why records were dropped. `Display` gives a stable name for an attribute value.
@@ -49,6 +82,12 @@ pub enum Reason {
     Shutdown,
     /// Could not be brought into the destination's form.
     Encoding,
+    /// The oldest of the last class went when the spool was full.
+    SpoolFull,
+    /// On disk for longer than the spool's `max_age`.
+    SpoolExpired,
+    /// What is on disk is not what was written.
+    SpoolCorrupt,
 }
 
 /// A collector's refusal.
@@ -61,6 +100,10 @@ pub enum Answer {
 }
 
 impl Counters {
+    pub(super) fn of_spool() -> Self {
+        Self { spool: Some(SpoolCounters::default()), ..Self::default() }
+    }
+
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
         Snapshot {
@@ -70,6 +113,14 @@ impl Counters {
             in_flight: self.in_flight.load(Relaxed),
             retries: self.retries.load(Relaxed),
             dropped: self.dropped.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+            spool: self.spool.as_ref().map(|spool| Spooled {
+                recovered: spool.recovered.load(Relaxed),
+                records: spool.spooled.load(Relaxed),
+                bytes: spool.bytes.load(Relaxed),
+                segments: spool.segments.load(Relaxed),
+                errors: spool.errors.load(Relaxed),
+                cuts: spool.cuts.load(Relaxed),
+            }),
         }
     }
 
@@ -81,26 +132,65 @@ impl Counters {
         self.in_flight.fetch_add(records.into(), Relaxed);
     }
 
+    /// No longer taken: it is elsewhere again.
+    pub(super) fn put_back(&self, records: u32) {
+        self.in_flight.fetch_sub(records.into(), Relaxed);
+    }
+
     /// Drops what was not in flight.
-    pub(super) fn discard(&self, reason: Reason, records: u32) {
-        *self.dropped.lock().unwrap_or_else(PoisonError::into_inner).entry(reason).or_default() += u64::from(records);
+    pub(super) fn discard(&self, reason: Reason, records: impl Into<u64>) {
+        let records = records.into();
+        if records > 0 {
+            *self.dropped.lock().unwrap_or_else(PoisonError::into_inner).entry(reason).or_default() += records;
+        }
     }
 
     /// Settles records in flight: `rejected` of them refused, the others delivered.
-    pub(crate) fn deliver(&self, records: u32, rejected: u32) {
+    pub(super) fn deliver(&self, records: u32, rejected: u32) {
         self.exported.fetch_add((records - rejected).into(), Relaxed);
         self.rejected.fetch_add(rejected.into(), Relaxed);
         self.in_flight.fetch_sub(records.into(), Relaxed);
     }
 
     /// Settles records in flight: lost.
-    pub(crate) fn lose(&self, reason: Reason, records: u32) {
+    pub(super) fn lose(&self, reason: Reason, records: u32) {
         self.discard(reason, records);
         self.in_flight.fetch_sub(records.into(), Relaxed);
     }
 
     pub(crate) fn retry(&self) {
         self.retries.fetch_add(1, Relaxed);
+    }
+
+    /// Found on disk at the start.
+    pub(super) fn recover(&self, records: u64) {
+        self.spool_with(|spool| spool.recovered.fetch_add(records, Relaxed));
+    }
+
+    /// On disk and in no memory.
+    pub(super) fn set_spooled(&self, records: u64) {
+        self.spool_with(|spool| spool.spooled.store(records, Relaxed));
+    }
+
+    /// How large what is on disk is.
+    pub(super) fn set_size(&self, bytes: u64, segments: u64) {
+        self.spool_with(|spool| {
+            spool.bytes.store(bytes, Relaxed);
+            spool.segments.store(segments, Relaxed);
+        });
+    }
+
+    pub(super) fn spool_error(&self) {
+        self.spool_with(|spool| spool.errors.fetch_add(1, Relaxed));
+    }
+
+    pub(super) fn spool_cut(&self) {
+        self.spool_with(|spool| spool.cuts.fetch_add(1, Relaxed));
+    }
+
+    /// Without a spool there is nothing to count.
+    fn spool_with<T>(&self, count: impl FnOnce(&SpoolCounters) -> T) {
+        self.spool.as_ref().map(count);
     }
 }
 
@@ -125,6 +215,9 @@ impl fmt::Display for Reason {
             Self::Unimplemented => f.write_str("unimplemented"),
             Self::Shutdown => f.write_str("shutdown"),
             Self::Encoding => f.write_str("encoding"),
+            Self::SpoolFull => f.write_str("spool_full"),
+            Self::SpoolExpired => f.write_str("spool_expired"),
+            Self::SpoolCorrupt => f.write_str("spool_corrupt"),
         }
     }
 }
@@ -160,5 +253,7 @@ mod tests {
         assert_eq!(name(Reason::Permanent(Answer::Grpc(-7))), "permanent:UNKNOWN");
         assert_eq!(name(Reason::Permanent(Answer::Http(400))), "permanent:400");
         assert_eq!(name(Reason::QueueFull), "queue_full");
+        let spool = [Reason::SpoolFull, Reason::SpoolExpired, Reason::SpoolCorrupt].map(name);
+        assert_eq!(spool, ["spool_full", "spool_expired", "spool_corrupt"]);
     }
 }
