@@ -1,30 +1,40 @@
 //! From one signal's queue to its collector: sends, tries again as OTLP says, and settles every record exactly once.
 
-mod ca;
+mod connect;
 mod destination;
 mod grpc;
 mod http;
 pub mod json;
+mod link;
 mod outcome;
+mod proxy;
 mod retry;
+mod tls;
 #[cfg(test)]
 pub(crate) mod tests;
 
 use std::error::Error;
+use std::ffi::OsString;
 use std::fmt::Write as _;
+use std::os::unix::ffi::OsStringExt as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use percent_encoding::percent_decode_str;
 use tokio::task::JoinHandle;
 use tonic::transport::Channel;
+use url::Url;
 
-use crate::config::{Compression, Export, Protocol};
+use crate::config::{Compression, Export, Protocol, Signal};
 use crate::queue::{Batch, Queue};
 use destination::Destination;
-use grpc::Grpc;
+use grpc::{Grpc, Route};
 use http::Http;
+pub use link::Delivery;
+use link::Link;
 use outcome::Outcome;
+use proxy::Proxies;
 pub(crate) use retry::Pace;
 
 /// Two, so that one round trip or one slow answer does not hold up the next batch; more would only hit an ailing
@@ -34,48 +44,126 @@ const IN_FLIGHT: usize = 2;
 /// Why nothing can be shipped.
 #[derive(Debug, thiserror::Error)]
 pub enum ShipError {
-    #[error("cannot read the CA file {}", path.display())]
-    CaUnreadable { path: PathBuf, source: std::io::Error },
-    #[error("cannot use the CA file {}: {reason}", path.display())]
-    CaInvalid { path: PathBuf, reason: String },
+    /// `what`: what the file is for.
+    #[error("cannot read the {what} {}", path.display())]
+    Unreadable { what: &'static str, path: PathBuf, source: std::io::Error },
+    #[error("cannot use the {what} {}: {reason}", path.display())]
+    Invalid { what: &'static str, path: PathBuf, reason: String },
+    #[error("cannot use the proxy of the environment: {reason}")]
+    Proxy { reason: String },
     #[error("cannot set up the connection: {reason}")]
     Endpoint { reason: String },
     #[error("the endpoint cannot be reached: {reason}")]
     Unreachable { reason: String },
 }
 
-/// Ships what is in the queue, of whatever signal it is, until it is closed and either empty or past its drain. Within a tokio runtime only.
-pub fn spawn(export: &Export, queue: Arc<Queue>) -> Result<JoinHandle<()>, ShipError> {
-    spawn_at(export, queue, Pace::default())
+/// What ships from one queue. Dropping it leaves it running.
+#[derive(Debug)]
+pub struct Shipper {
+    destination: Arc<Destination>,
+    task: JoinHandle<()>,
 }
 
-fn spawn_at(export: &Export, queue: Arc<Queue>, pace: Pace) -> Result<JoinHandle<()>, ShipError> {
-    let destination = Destination::new(export, queue, pace)?;
-    Ok(tokio::spawn(async move {
-        let workers: [_; IN_FLIGHT] = std::array::from_fn(|_| destination.work());
-        futures_util::future::join_all(workers).await;
-    }))
-}
+impl Shipper {
+    /// Waits until the queue is closed and either empty or past its drain.
+    pub async fn ended(&mut self) {
+        if let Err(error) = (&mut self.task).await {
+            tracing::error!(%error, "the sender failed");
+        }
+    }
 
-/// Whether the endpoint can be reached, TLS included. No telemetry is sent, not even an empty request.
-pub async fn probe(export: &Export) -> Result<(), ShipError> {
-    install_crypto();
-    match export.protocol {
-        Protocol::Grpc => grpc::probe(export).await,
-        Protocol::HttpProtobuf | Protocol::HttpJson => http::probe(export).await,
+    /// Another way to ship, ready to be taken. Within a tokio runtime only.
+    pub fn prepare(&self, export: &Export) -> Result<Replacement, ShipError> {
+        self.destination.prepare(export).map(Replacement)
+    }
+
+    /// Ships that way from now on. Requests under way end as they began; all that waits, be it for a retry, is tried at once
+    /// in the new way, in its protocol and compression. What was learnt of the old one is forgotten.
+    pub fn replace(&self, Replacement(link): Replacement) {
+        self.destination.replace(link);
+    }
+
+    /// How delivery fares, as of the last answers.
+    #[must_use]
+    pub fn state(&self) -> Delivery {
+        self.destination.state()
+    }
+
+    /// The form in which the collector takes batches, as far as is known. What is in another is brought into it, at a cost.
+    #[must_use]
+    pub fn form(&self) -> (Protocol, Compression) {
+        self.destination.form()
     }
 }
 
-/// A client for what is not a batch of ours: same TLS, no redirects.
-pub(crate) fn http_client(export: &Export) -> Result<reqwest::Client, ShipError> {
-    install_crypto();
-    http::client(export)
+/// Another way to ship, not taken yet.
+#[derive(Debug)]
+pub struct Replacement(Arc<Link>);
+
+/// Ships what is in the queue, of whatever signal it is. Within a tokio runtime only.
+pub fn spawn(export: &Export, queue: Arc<Queue>) -> Result<Shipper, ShipError> {
+    spawn_at(export, queue, Pace::default(), Proxies::from_env())
 }
 
-/// A channel for what is not a batch of ours: same TLS. Within a tokio runtime only.
+fn spawn_at(export: &Export, queue: Arc<Queue>, pace: Pace, proxies: Proxies) -> Result<Shipper, ShipError> {
+    let destination = Arc::new(Destination::new(export, queue, pace, proxies)?);
+    let working = Arc::clone(&destination);
+    let task = tokio::spawn(async move {
+        let workers: [_; IN_FLIGHT] = std::array::from_fn(|_| working.work());
+        futures_util::future::join_all(workers).await;
+    });
+    Ok(Shipper { destination, task })
+}
+
+/// Whether the endpoint can be reached, proxy and TLS included. No telemetry is sent, not even an empty request.
+pub async fn probe(export: &Export) -> Result<(), ShipError> {
+    probe_by(export, &Proxies::from_env()).await
+}
+
+async fn probe_by(export: &Export, proxies: &Proxies) -> Result<(), ShipError> {
+    match export.protocol {
+        Protocol::Grpc => grpc::probe(export, proxies).await,
+        Protocol::HttpProtobuf | Protocol::HttpJson => http::probe(export, proxies).await,
+    }
+}
+
+/// A client for what is not a batch of ours: same TLS, proxy and socket, no redirects.
+pub(crate) fn http_client(export: &Export) -> Result<reqwest::Client, ShipError> {
+    http::client(export, &Proxies::from_env())
+}
+
+/// What that client is asked for: the endpoint, or this path on its Unix socket.
+pub(crate) fn http_url(export: &Export, path: &str) -> Result<Url, ShipError> {
+    http::url(export, path)
+}
+
+/// A channel for what is not a batch of ours: same TLS, proxy and socket. Within a tokio runtime only.
 pub(crate) fn grpc_channel(export: &Export, timeout: Duration) -> Result<Channel, ShipError> {
-    install_crypto();
-    Ok(grpc::endpoint(export)?.timeout(timeout).connect_lazy())
+    let Route { endpoint, connector } = Route::new(export, &Proxies::from_env())?;
+    Ok(endpoint.timeout(timeout).connect_with_connector_lazy(connector))
+}
+
+/// The endpoint for people: without credentials, path and query.
+pub(crate) fn place(endpoint: &Url) -> String {
+    match (endpoint.host_str(), endpoint.port_or_known_default()) {
+        (Some(host), Some(port)) => format!("{}://{host}:{port}", endpoint.scheme()),
+        (Some(host), None) => host.into(),
+        (None, _) => format!("{}:{}", endpoint.scheme(), endpoint.path()),
+    }
+}
+
+/// The socket of a `unix:` endpoint.
+fn unix_path(endpoint: &Url) -> Result<Option<PathBuf>, ShipError> {
+    if endpoint.scheme() != "unix" {
+        return Ok(None);
+    }
+    let path = PathBuf::from(OsString::from_vec(percent_decode_str(endpoint.path()).collect()));
+    if endpoint.has_host() || !path.is_absolute() {
+        return Err(ShipError::Endpoint {
+            reason: "a Unix socket needs an absolute path, as in unix:///run/otel.sock".into(),
+        });
+    }
+    Ok(Some(path))
 }
 
 #[derive(Debug)]
@@ -85,11 +173,10 @@ enum Transport {
 }
 
 impl Transport {
-    fn new(export: &Export) -> Result<Self, ShipError> {
-        install_crypto();
+    fn new(export: &Export, signal: Signal, proxies: &Proxies) -> Result<Self, ShipError> {
         Ok(match export.protocol {
-            Protocol::Grpc => Self::Grpc(Box::new(Grpc::new(export)?)),
-            Protocol::HttpProtobuf | Protocol::HttpJson => Self::Http(Http::new(export)?),
+            Protocol::Grpc => Self::Grpc(Box::new(Grpc::new(export, proxies)?)),
+            Protocol::HttpProtobuf | Protocol::HttpJson => Self::Http(Http::new(export, signal, proxies)?),
         })
     }
 
@@ -99,11 +186,6 @@ impl Transport {
             Self::Http(http) => http.send(batch).await,
         }
     }
-}
-
-/// Rustls knows no default where several providers are compiled in. An error means that one is there already.
-fn install_crypto() {
-    rustls::crypto::ring::default_provider().install_default().ok();
 }
 
 fn user_agent() -> String {

@@ -1,62 +1,313 @@
-//! One signal's collector, and what is known of it: how a batch is seen through to its end.
+//! One signal's collector: how a batch is seen through to its end.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout_at};
+use tonic::Code;
 
+use super::ShipError;
+use super::link::{Delivery, Failing, Link, weaker, weakest};
 use super::outcome::Outcome;
+use super::proxy::Proxies;
 use super::retry::{Backoff, Pace};
-use super::{ShipError, Transport};
-use crate::config::{Compression, Export, Signal};
-use crate::queue::{Answer, Batch, Queue, Reason, items};
+use crate::config::{Compression, Export, Protocol};
+use crate::queue::{Answer, Batch, InFlight, Queue, Reason, SealError};
 
 /// No agent should stay silent for a day because one answer said so.
 const QUIET_MAX: Duration = Duration::from_secs(3600);
 
+/// The specification's limit for a client.
+const REQUEST_MAX: usize = 64 << 20;
+
 #[derive(Debug)]
 pub(super) struct Destination {
-    /// For our log: without credentials, path and query.
-    name: String,
-    /// For our log: what batches hold.
-    items: &'static str,
-    transport: Transport,
     queue: Arc<Queue>,
     pace: Pace,
-    retry_max_elapsed: Duration,
-    state: Mutex<State>,
+    proxies: Proxies,
+    /// How it is reached: replaced with the settings.
+    link: watch::Sender<Arc<Link>>,
 }
 
-#[derive(Debug, Default)]
-struct State {
-    health: Health,
-    /// Batches that failed at least once and have not ended: while there are any, nothing has recovered.
-    failing: usize,
-    compression: Trust,
-    /// The collector asked for quiet until then.
-    not_before: Option<Instant>,
-    /// It takes nothing of the signal; asked again then.
-    refused_until: Option<Instant>,
-    warned_of_partial: bool,
+/// A batch under way, as a whole or in parts.
+struct Journey {
+    taken: InFlight,
+    link: watch::Receiver<Arc<Link>>,
+    deadline: Deadline,
+    first_attempt: Option<Instant>,
+    /// What it is sent in after the collector did not say why it refused it in a stronger compression.
+    lowered: Option<Compression>,
+    /// It was refused in each: so it was not the compression.
+    exhausted: bool,
 }
 
-/// What was last said in our log: one line for each change.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-enum Health {
-    #[default]
-    Working,
-    Failing,
-    Losing,
+/// How a batch, or a part of it, ended.
+enum End {
+    Delivered {
+        rejected: u32,
+    },
+    Lost(Reason),
+    /// Its records are not as they should be: some or all.
+    Refused {
+        answer: Answer,
+        reason: String,
+    },
+    TooLarge {
+        reason: String,
+    },
+    /// The drain was over first.
+    Drained,
 }
 
-/// What is known of the destination and the compression of the settings.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Trust {
-    #[default]
-    Untried,
-    Works,
-    Refused,
+impl Destination {
+    pub(super) fn new(export: &Export, queue: Arc<Queue>, pace: Pace, proxies: Proxies) -> Result<Self, ShipError> {
+        let link = Link::new(export, queue.signal(), pace.refusal, &proxies)?;
+        Ok(Self { queue, pace, proxies, link: watch::Sender::new(Arc::new(link)) })
+    }
+
+    pub(super) fn prepare(&self, export: &Export) -> Result<Arc<Link>, ShipError> {
+        Ok(Arc::new(Link::new(export, self.queue.signal(), self.pace.refusal, &self.proxies)?))
+    }
+
+    pub(super) fn replace(&self, link: Arc<Link>) {
+        self.link.send_replace(link);
+    }
+
+    pub(super) fn state(&self) -> Delivery {
+        self.link.borrow().delivery()
+    }
+
+    pub(super) fn form(&self) -> (Protocol, Compression) {
+        let link = self.link.borrow();
+        (link.protocol, link.compression())
+    }
+
+    pub(super) async fn work(&self) {
+        while let Some(taken) = self.queue.pop().await {
+            self.settle(taken).await;
+        }
+    }
+
+    async fn settle(&self, taken: InFlight) {
+        let batch = taken.batch().clone();
+        let mut journey = Journey {
+            taken,
+            link: self.link.subscribe(),
+            deadline: self.queue.deadline(),
+            first_attempt: None,
+            lowered: None,
+            exhausted: false,
+        };
+        match self.see_through(&mut journey, &batch).await {
+            End::TooLarge { reason } => self.halve(&mut journey, &batch, &reason).await,
+            End::Refused { answer, reason } => self.isolate(&mut journey, batch, answer, &reason).await,
+            End::Delivered { .. } | End::Lost(_) | End::Drained => {}
+        }
+    }
+
+    /// At most once: a collector that refuses halves too would have us send every record by itself.
+    async fn halve(&self, journey: &mut Journey, batch: &Batch, reason: &str) {
+        match batch.halves() {
+            Ok(Some((left, right))) => {
+                tracing::debug!(reason, records = batch.records(), "sent again in halves");
+                for half in [left, right] {
+                    match self.see_through(journey, &half).await {
+                        End::TooLarge { reason } => journey.too_large(&half, &reason),
+                        End::Refused { answer, reason } => self.isolate(journey, half, answer, &reason).await,
+                        End::Delivered { .. } | End::Lost(_) | End::Drained => {}
+                    }
+                }
+            }
+            Ok(None) => journey.too_large(batch, reason),
+            Err(error) => journey.too_large(batch, &format!("{reason}; {error}")),
+        }
+    }
+
+    /// Finds the records that made the collector refuse this batch, by halves: what is refused is halved again. The requests
+    /// that this may take suffice to find two. Of more, the last halves are lost as they are.
+    async fn isolate(&self, journey: &mut Journey, batch: Batch, answer: Answer, reason: &str) {
+        let link = journey.current();
+        if batch.records() < 2 || !link.isolates() {
+            link.losing(reason);
+            journey.taken.lose(Reason::Permanent(answer), batch.records());
+            return;
+        }
+        journey.exhausted = true;
+        let mut requests = 4 * (batch.records().ilog2() + 1);
+        let (mut taken, mut lost) = (0, 0);
+        let mut suspects = vec![batch];
+        while !suspects.is_empty() {
+            let mut refused = Vec::new();
+            for suspect in suspects {
+                let halves = if requests < 2 { Ok(None) } else { suspect.halves() };
+                let Ok(Some((left, right))) = halves else {
+                    lost += suspect.records();
+                    journey.taken.lose(Reason::Permanent(answer), suspect.records());
+                    continue;
+                };
+                requests -= 2;
+                for half in [left, right] {
+                    match self.see_through(journey, &half).await {
+                        End::Delivered { .. } => taken += half.records(),
+                        End::Refused { .. } => refused.push(half),
+                        End::TooLarge { reason } => journey.too_large(&half, &reason),
+                        End::Lost(_) | End::Drained => {}
+                    }
+                }
+            }
+            suspects = refused;
+        }
+        match (taken, lost) {
+            (_, 0) => {}
+            (0, 1..) => link.isolated_in_vain(reason),
+            (1.., 1..) => link.isolated(lost, reason),
+        }
+    }
+
+    /// Settles this part of the batch, unless it may be tried in halves or there is no time left.
+    async fn see_through(&self, journey: &mut Journey, part: &Batch) -> End {
+        let mut link = journey.current();
+        let mut failing = None;
+        let end = self.attempt(journey, part, &mut link, &mut failing).await;
+        drop(failing);
+        match &end {
+            End::Delivered { rejected } => {
+                journey.taken.deliver(part.records(), *rejected);
+                link.recovered();
+            }
+            End::Lost(reason) => journey.taken.lose(*reason, part.records()),
+            End::Refused { .. } | End::TooLarge { .. } | End::Drained => {}
+        }
+        end
+    }
+
+    /// Sends until there is a verdict, the batch is too old, or the drain is over.
+    async fn attempt(
+        &self,
+        journey: &mut Journey,
+        part: &Batch,
+        link: &mut Arc<Link>,
+        failing: &mut Option<Failing>,
+    ) -> End {
+        let mut backoff = Backoff::new(self.pace);
+        let mut converted: Option<Batch> = None;
+        loop {
+            let current = journey.current();
+            if !Arc::ptr_eq(link, &current) {
+                *link = current;
+                *failing = None;
+                // Nor does the time that the old one took count.
+                journey.first_attempt = None;
+                journey.lowered = None;
+                backoff.reset();
+            }
+            if link.refuses_all() {
+                return End::Lost(Reason::Unimplemented);
+            }
+            if let Some(wake) = link.quiet() {
+                if journey.pause(wake).await == Pause::Drained {
+                    return End::Drained;
+                }
+                continue;
+            }
+            let compression =
+                journey.lowered.map_or(link.compression(), |lowered| weakest(lowered, link.compression()));
+            let sent = match in_form(part, link.protocol, compression, &mut converted) {
+                Ok(sent) => sent,
+                Err(error) => {
+                    tracing::error!(%error, "{} are lost", link.items);
+                    return End::Lost(Reason::Encoding);
+                }
+            };
+            if sent.body().len() > REQUEST_MAX {
+                return End::TooLarge { reason: format!("no request may have more than {} MiB", REQUEST_MAX >> 20) };
+            }
+            let started = *journey.first_attempt.get_or_insert_with(Instant::now);
+            let Some(outcome) = until(&mut journey.deadline, link.transport.send(sent)).await else {
+                return End::Drained;
+            };
+            let (after, reason) = match outcome {
+                Outcome::Accepted => {
+                    link.delivered(compression, journey.given_up(compression));
+                    return End::Delivered { rejected: 0 };
+                }
+                Outcome::Partial { rejected, message } => {
+                    link.delivered(compression, journey.given_up(compression));
+                    let rejected = u32::try_from(rejected).unwrap_or(u32::MAX).min(part.records());
+                    link.partial(rejected, &message);
+                    return End::Delivered { rejected };
+                }
+                Outcome::Permanent { answer, reason } => {
+                    // Some receivers take a compression they do not know for garbage.
+                    if answer == Answer::Http(400)
+                        && !journey.exhausted
+                        && !link.trusts(compression)
+                        && may_be_undecoded(&reason)
+                        && let Some(weaker) = weaker(compression)
+                    {
+                        journey.lowered = Some(weaker);
+                        continue;
+                    }
+                    if is_about_records(answer) {
+                        return End::Refused { answer, reason };
+                    }
+                    link.losing(&reason);
+                    return End::Lost(Reason::Permanent(answer));
+                }
+                Outcome::TooLarge { reason } => return End::TooLarge { reason },
+                Outcome::Unimplemented { reason } => {
+                    link.refused(&reason);
+                    return End::Lost(Reason::Unimplemented);
+                }
+                Outcome::EncodingRefused { reason } => {
+                    link.refused_encoding(compression, &reason);
+                    continue;
+                }
+                Outcome::Retry { after, reason } => (after, reason),
+            };
+            failing.get_or_insert_with(|| Failing::on(link));
+            link.failing(&reason);
+            let delay = after.map_or_else(|| backoff.next(), |after| after.min(QUIET_MAX));
+            let kept = self.queue.keeps().map(|age| (age, Reason::SpoolExpired));
+            let (at_most, expired) = kept.unwrap_or((link.retry_max_elapsed, Reason::RetryExpired));
+            if started.elapsed().saturating_add(delay) > at_most {
+                link.losing(&reason);
+                return End::Lost(expired);
+            }
+            self.queue.counters().retry();
+            let wake = Instant::now() + delay;
+            if after.is_some() {
+                link.keep_quiet(wake);
+                continue;
+            }
+            match journey.pause(wake).await {
+                Pause::Over => {}
+                // There is little time left.
+                Pause::Hurried => backoff.reset(),
+                Pause::Drained => return End::Drained,
+            }
+        }
+    }
+}
+
+/// The batch as the collector takes it. `converted`: keeps it for the next attempt.
+fn in_form<'a>(
+    batch: &'a Batch,
+    protocol: Protocol,
+    compression: Compression,
+    converted: &'a mut Option<Batch>,
+) -> Result<&'a Batch, SealError> {
+    let is_in_form = |batch: &Batch| (batch.protocol(), batch.compression()) == (protocol, compression);
+    if is_in_form(batch) {
+        return Ok(batch);
+    }
+    let kept = converted.take().filter(is_in_form);
+    let known = match kept {
+        Some(batch) => batch,
+        None => batch.convert(protocol, compression)?,
+    };
+    Ok(converted.insert(known))
 }
 
 /// Whether a refusal may be about the compression: it gives no reason at all, or one about reading the request. Any other
@@ -67,277 +318,53 @@ fn may_be_undecoded(reason: &str) -> bool {
         || ["compress", "encod", "decod", "gzip", "zstd", "proto", "wire"].iter().any(|w| reason.contains(w))
 }
 
-/// How a batch ended.
-enum End {
-    Delivered { rejected: u32 },
-    Lost(Reason),
-    TooLarge { reason: String },
-}
-
-impl Destination {
-    pub(super) fn new(export: &Export, queue: Arc<Queue>, pace: Pace) -> Result<Self, ShipError> {
-        let url = &export.endpoint;
-        Ok(Self {
-            name: match (url.host_str(), url.port_or_known_default()) {
-                (Some(host), Some(port)) => format!("{}://{host}:{port}", url.scheme()),
-                (Some(host), None) => host.into(),
-                (None, _) => url.scheme().into(),
-            },
-            items: items(queue.signal()),
-            transport: Transport::new(export)?,
-            queue,
-            pace,
-            retry_max_elapsed: export.retry_max_elapsed,
-            state: Mutex::default(),
-        })
-    }
-
-    pub(super) async fn work(&self) {
-        while let Some(batch) = self.queue.pop().await {
-            self.settle(batch).await;
-        }
-    }
-
-    /// Split at most once: a collector that refuses halves too would have us send every record by itself.
-    async fn settle(&self, batch: Batch) {
-        let End::TooLarge { reason } = self.see_through(&batch).await else { return };
-        match batch.halves() {
-            Ok(Some((left, right))) => {
-                tracing::debug!(endpoint = self.name, reason, records = batch.records(), "sent again in halves");
-                for half in [left, right] {
-                    if let End::TooLarge { reason } = self.see_through(&half).await {
-                        self.too_large(&half, &reason);
-                    }
-                }
-            }
-            Ok(None) => self.too_large(&batch, &reason),
-            Err(error) => self.too_large(&batch, &format!("{reason}; {error}")),
-        }
-    }
-
-    fn too_large(&self, batch: &Batch, reason: &str) {
-        self.losing(&format!("too large for the collector, which says {reason}"));
-        self.queue.counters().lose(Reason::TooLarge, batch.records());
-    }
-
-    /// Settles the batch, unless it may be tried in halves.
-    async fn see_through(&self, batch: &Batch) -> End {
-        let mut failing = false;
-        let end = self.attempt(batch, &mut failing).await;
-        self.state().failing -= usize::from(failing);
-        let counters = self.queue.counters();
-        match &end {
-            End::Delivered { rejected } => {
-                counters.deliver(batch.records(), *rejected);
-                self.recovered();
-            }
-            End::Lost(reason) => counters.lose(*reason, batch.records()),
-            End::TooLarge { .. } => {}
-        }
-        end
-    }
-
-    /// Sends until there is a verdict, the batch is too old, or the drain is over.
-    async fn attempt(&self, batch: &Batch, failing: &mut bool) -> End {
-        let (mut plain, mut resealed) = (false, None);
-        let mut backoff = Backoff::new(self.pace);
-        let mut first_attempt = None;
-        let mut deadline = self.queue.deadline();
-        loop {
-            if self.state().refused_until.is_some_and(|until| Instant::now() < until) {
-                return End::Lost(Reason::Unimplemented);
-            }
-            if !self.keep_quiet(&mut deadline).await {
-                return End::Lost(Reason::Shutdown);
-            }
-            plain |= self.state().compression == Trust::Refused;
-            if plain && batch.compression() != Compression::None && resealed.is_none() {
-                match batch.reseal(Compression::None) {
-                    Ok(uncompressed) => resealed = Some(uncompressed),
-                    Err(error) => {
-                        tracing::error!(%error, "{} are lost", self.items);
-                        return End::Lost(Reason::Encoding);
-                    }
-                }
-            }
-            let sent = resealed.as_ref().unwrap_or(batch);
-            let started = *first_attempt.get_or_insert_with(Instant::now);
-            let Some(outcome) = until(&mut deadline, self.transport.send(sent)).await else {
-                return End::Lost(Reason::Shutdown);
-            };
-            let (after, reason) = match outcome {
-                Outcome::Accepted => {
-                    self.delivered(resealed.is_some());
-                    return End::Delivered { rejected: 0 };
-                }
-                Outcome::Partial { rejected, message } => {
-                    self.delivered(resealed.is_some());
-                    let rejected = u32::try_from(rejected).unwrap_or(u32::MAX).min(batch.records());
-                    self.partial(rejected, &message);
-                    return End::Delivered { rejected };
-                }
-                // Some receivers take a compression they do not know for garbage.
-                Outcome::Permanent { answer: Answer::Http(400), ref reason }
-                    if sent.compression() != Compression::None
-                        && self.state().compression == Trust::Untried
-                        && may_be_undecoded(reason) =>
-                {
-                    plain = true;
-                    continue;
-                }
-                Outcome::Permanent { answer, reason } => {
-                    self.losing(&reason);
-                    return End::Lost(Reason::Permanent(answer));
-                }
-                Outcome::TooLarge { reason } => return End::TooLarge { reason },
-                Outcome::Unimplemented { reason } => {
-                    self.refused(&reason);
-                    return End::Lost(Reason::Unimplemented);
-                }
-                Outcome::EncodingRefused { reason } => {
-                    self.refused_encoding(&reason);
-                    continue;
-                }
-                Outcome::Retry { after, reason } => (after, reason),
-            };
-            if !std::mem::replace(failing, true) {
-                self.state().failing += 1;
-            }
-            self.failing(&reason);
-            let delay = after.map_or_else(|| backoff.next(), |after| after.min(QUIET_MAX));
-            if started.elapsed().saturating_add(delay) > self.retry_max_elapsed {
-                self.losing(&reason);
-                return End::Lost(Reason::RetryExpired);
-            }
-            self.queue.counters().retry();
-            let wake = Instant::now() + delay;
-            if after.is_some() {
-                let mut state = self.state();
-                state.not_before = state.not_before.max(Some(wake));
-            } else if !pause(wake, &mut deadline, &mut backoff).await {
-                return End::Lost(Reason::Shutdown);
-            }
-        }
-    }
-
-    /// Waits out what the collector asked for, which holds for all batches. `false`: the drain would be over before.
-    async fn keep_quiet(&self, deadline: &mut Deadline) -> bool {
-        loop {
-            let Some(wake) = self.state().not_before.filter(|&wake| wake > Instant::now()) else { return true };
-            let end = *deadline.borrow_and_update();
-            if end.is_some_and(|end| wake >= end) {
-                return false;
-            }
-            tokio::select! {
-                () = sleep_until(wake) => {}
-                () = changed(deadline) => {}
-            }
-        }
-    }
-
-    fn failing(&self, reason: &str) {
-        if self.worsened(Health::Failing) {
-            tracing::warn!(endpoint = self.name, reason, "{} cannot be delivered for now; they are kept", self.items);
-        }
-    }
-
-    fn losing(&self, reason: &str) {
-        if self.worsened(Health::Losing) {
-            tracing::error!(endpoint = self.name, reason, "{} cannot be delivered and are lost", self.items);
-        }
-    }
-
-    fn refused(&self, reason: &str) {
-        let again = Instant::now() + self.pace.refusal;
-        let known = self.state().refused_until.replace(again).is_some();
-        if !known {
-            let (signal, other, exporter, elsewhere) = match self.queue.signal() {
-                Signal::Logs => ("logs", "spans", "OTEL_LOGS_EXPORTER", "OTEL_EXPORTER_OTLP_LOGS_ENDPOINT"),
-                Signal::Traces => {
-                    ("traces", "log records", "OTEL_TRACES_EXPORTER", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
-                }
-            };
-            tracing::error!(
-                endpoint = self.name,
-                reason,
-                "this endpoint takes no {signal}: it is none of OTLP, or its receiver has no {signal} pipeline; {} are \
-                 lost, {other} go on as before; set {exporter}=none, or {elsewhere} to one that takes them",
-                self.items
-            );
-        }
-        self.worsened(Health::Losing);
-    }
-
-    fn refused_encoding(&self, reason: &str) {
-        let known = std::mem::replace(&mut self.state().compression, Trust::Refused);
-        if known != Trust::Refused {
-            tracing::warn!(endpoint = self.name, reason, "the compression is refused; sending without");
-        }
-    }
-
-    fn delivered(&self, plain_instead: bool) {
-        if plain_instead {
-            self.refused_encoding("only the uncompressed request was taken");
-        } else {
-            self.state().compression = Trust::Works;
-        }
-    }
-
-    fn partial(&self, rejected: u32, message: &str) {
-        let known = std::mem::replace(&mut self.state().warned_of_partial, true);
-        if known {
-            tracing::debug!(endpoint = self.name, rejected, message, "partial success");
-        } else if rejected > 0 {
-            tracing::error!(endpoint = self.name, rejected, message, "the collector rejects some {}", self.items);
-        } else {
-            tracing::warn!(endpoint = self.name, message, "the collector took the {} with a warning", self.items);
-        }
-    }
-
-    fn recovered(&self) {
-        let mut state = self.state();
-        state.refused_until = None;
-        if state.failing > 0 {
-            return;
-        }
-        let before = std::mem::take(&mut state.health);
-        drop(state);
-        if before != Health::Working {
-            tracing::info!(endpoint = self.name, "{} are delivered again", self.items);
-        }
-    }
-
-    fn worsened(&self, to: Health) -> bool {
-        let mut state = self.state();
-        let worse = state.health < to;
-        state.health = state.health.max(to);
-        worse
-    }
-
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+/// Whether other records may be taken.
+fn is_about_records(answer: Answer) -> bool {
+    answer == Answer::Http(400) || answer == Answer::Grpc(Code::InvalidArgument.into())
 }
 
 /// When the drain is over; `None` while the queue is open.
 type Deadline = watch::Receiver<Option<Instant>>;
 
-/// Waits for the next attempt; closing the queue ends the wait and starts the backoff anew, for there is little time
-/// left. `false`: the drain would be over before.
-async fn pause(wake: Instant, deadline: &mut Deadline, backoff: &mut Backoff) -> bool {
-    let end = *deadline.borrow_and_update();
-    if let Some(end) = end {
-        let in_time = wake < end;
-        if in_time {
-            sleep_until(wake).await;
+/// How a wait ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Pause {
+    Over,
+    /// There is something else to be done first: the queue was closed, or the settings are others.
+    Hurried,
+    /// The drain would be over before.
+    Drained,
+}
+
+impl Journey {
+    fn current(&mut self) -> Arc<Link> {
+        Arc::clone(&self.link.borrow_and_update())
+    }
+
+    fn too_large(&mut self, part: &Batch, reason: &str) {
+        self.current().losing(&format!("too large for the collector, which says {reason}"));
+        self.taken.lose(Reason::TooLarge, part.records());
+    }
+
+    /// The compression that was refused before this one was tried, if that was why.
+    fn given_up(&self, taken: Compression) -> Option<Compression> {
+        if self.exhausted || self.lowered != Some(taken) {
+            return None;
         }
-        return in_time;
+        [Compression::Zstd, Compression::Gzip].into_iter().find(|&stronger| weaker(stronger) == Some(taken))
     }
-    tokio::select! {
-        () = sleep_until(wake) => {}
-        () = changed(deadline) => backoff.reset(),
+
+    async fn pause(&mut self, wake: Instant) -> Pause {
+        let end = *self.deadline.borrow_and_update();
+        if end.is_some_and(|end| wake >= end) {
+            return Pause::Drained;
+        }
+        tokio::select! {
+            () = sleep_until(wake) => Pause::Over,
+            () = changed(&mut self.deadline) => Pause::Hurried,
+            () = changed(&mut self.link) => Pause::Hurried,
+        }
     }
-    true
 }
 
 /// `None`: the drain was over first.
@@ -355,9 +382,9 @@ async fn until<T>(deadline: &mut Deadline, work: impl Future<Output = T>) -> Opt
     }
 }
 
-async fn changed(deadline: &mut Deadline) {
-    if deadline.changed().await.is_err() {
-        // The queue is gone without being closed: no deadline will come.
+async fn changed<T>(value: &mut watch::Receiver<T>) {
+    if value.changed().await.is_err() {
+        // Nobody is left to change it.
         std::future::pending::<()>().await;
     }
 }

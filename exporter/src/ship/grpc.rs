@@ -6,40 +6,48 @@ use std::future::poll_fn;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use bytes::{Buf as _, BytesMut};
+use bytes::Buf as _;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, header};
 use http_body_util::{BodyExt as _, Full};
+use tonic::Code;
 use tonic::body::Body;
 use tonic::client::GrpcService as _;
-use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
+use tonic::transport::{Channel, Endpoint, Uri};
 
-use super::outcome::{ANSWER_MAX, Outcome};
-use super::{ShipError, ca, chain, encoding_name, user_agent};
+use super::connect::Connector;
+use super::outcome::{Body as Read, Outcome};
+use super::proxy::Proxies;
+use super::{ShipError, chain, encoding_name, user_agent};
 use crate::config::{Export, Signal};
-use crate::queue::{Batch, PREFIX_LEN};
+use crate::queue::{Answer, Batch, PREFIX_LEN};
+
+/// Where an answer has no time limit, a connection that says nothing this long is asked whether it is alive. Servers take
+/// more frequent questions for abuse.
+const PING_INTERVAL: Duration = Duration::from_secs(300);
+const PING_TIMEOUT: Duration = Duration::from_secs(20);
 
 #[derive(Debug)]
 pub(super) struct Grpc {
-    endpoint: Endpoint,
+    route: Route,
     channel: Mutex<Channel>,
     headers: HeaderMap,
     timeout: Option<Duration>,
 }
 
 impl Grpc {
-    pub(super) fn new(export: &Export) -> Result<Self, ShipError> {
-        let endpoint = endpoint(export)?;
+    pub(super) fn new(export: &Export, proxies: &Proxies) -> Result<Self, ShipError> {
+        let route = Route::new(export, proxies)?;
         let mut headers = HeaderMap::new();
         for (name, value) in &export.headers {
             headers.append(name, value.clone());
         }
-        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-        headers.insert(header::TE, HeaderValue::from_static("trailers"));
+        headers.insert(header::CONTENT_TYPE, CONTENT_TYPE);
+        headers.insert(header::TE, TE);
         if let Some(timeout) = export.timeout {
             headers.insert("grpc-timeout", grpc_timeout(timeout)?);
         }
-        let channel = Mutex::new(endpoint.connect_lazy());
-        Ok(Self { endpoint, channel, headers, timeout: export.timeout })
+        let channel = Mutex::new(route.channel());
+        Ok(Self { route, channel, headers, timeout: export.timeout })
     }
 
     pub(super) async fn send(&self, batch: &Batch) -> Outcome {
@@ -48,7 +56,7 @@ impl Grpc {
         let Some(timeout) = self.timeout else { return answer.await };
         tokio::time::timeout(timeout, answer).await.unwrap_or_else(|_| {
             // The connection may be dead without a sign of it; the next attempt should not wait on it too.
-            *self.channel.lock().unwrap_or_else(PoisonError::into_inner) = self.endpoint.connect_lazy();
+            *self.channel.lock().unwrap_or_else(PoisonError::into_inner) = self.route.channel();
             Outcome::unanswered(format!("no answer within {timeout:?}"))
         })
     }
@@ -78,44 +86,71 @@ fn path(signal: Signal) -> &'static str {
     }
 }
 
-/// Waits for a connection, TLS included, and sends nothing on it.
-pub(super) async fn probe(export: &Export) -> Result<(), ShipError> {
-    endpoint(export)?.connect().await.map_err(|error| ShipError::Unreachable { reason: chain(&error) })?;
+/// Any answer will do. Only that shows whether a client certificate is taken, and whether HTTP/2 is spoken at all.
+pub(super) async fn probe(export: &Export, proxies: &Proxies) -> Result<(), ShipError> {
+    let unreachable = |error: tonic::transport::Error| ShipError::Unreachable { reason: chain(&error) };
+    let Route { endpoint, connector } = Route::new(export, proxies)?;
+    let mut channel = endpoint.connect_with_connector(connector).await.map_err(unreachable)?;
+    let mut request = Request::new(Body::empty());
+    *request.method_mut() = Method::POST;
+    *request.uri_mut() = Uri::from_static("/grpc.health.v1.Health/Check");
+    request.headers_mut().insert(header::CONTENT_TYPE, CONTENT_TYPE);
+    request.headers_mut().insert(header::TE, TE);
+    poll_fn(|cx| channel.poll_ready(cx)).await.map_err(unreachable)?;
+    channel.call(request).await.map_err(unreachable)?;
     Ok(())
 }
 
-pub(super) fn endpoint(export: &Export) -> Result<Endpoint, ShipError> {
-    let invalid = |error: tonic::transport::Error| ShipError::Endpoint { reason: chain(&error) };
-    let mut endpoint = Endpoint::from_shared(export.endpoint.to_string())
-        .map_err(|error| ShipError::Endpoint { reason: error.to_string() })?
-        .user_agent(user_agent())
-        .map_err(invalid)?;
-    if let Some(timeout) = export.timeout {
-        endpoint = endpoint.connect_timeout(timeout);
-    }
-    if export.endpoint.scheme() == "https" {
-        let tls = match &export.ca_file {
-            Some(path) => ClientTlsConfig::new().ca_certificate(Certificate::from_pem(ca::read(path)?)),
-            None => ClientTlsConfig::new().with_native_roots(),
+const CONTENT_TYPE: HeaderValue = HeaderValue::from_static("application/grpc");
+const TE: HeaderValue = HeaderValue::from_static("trailers");
+
+/// What makes channels to one endpoint.
+#[derive(Debug)]
+pub(super) struct Route {
+    pub(super) endpoint: Endpoint,
+    pub(super) connector: Connector,
+}
+
+impl Route {
+    pub(super) fn new(export: &Export, proxies: &Proxies) -> Result<Self, ShipError> {
+        let connector = Connector::new(export, proxies)?;
+        let origin = match export.endpoint.scheme() {
+            "unix" => "http://localhost",
+            _ => export.endpoint.as_str(),
         };
-        endpoint = endpoint.tls_config(tls).map_err(invalid)?;
+        let endpoint = Endpoint::from_shared(origin.to_owned())
+            .map_err(|error| ShipError::Endpoint { reason: error.to_string() })?;
+        let mut endpoint =
+            endpoint.user_agent(user_agent()).map_err(|error| ShipError::Endpoint { reason: chain(&error) })?;
+        endpoint = match export.timeout {
+            Some(timeout) => endpoint.connect_timeout(timeout),
+            None => endpoint.http2_keep_alive_interval(PING_INTERVAL).keep_alive_timeout(PING_TIMEOUT),
+        };
+        Ok(Self { endpoint, connector })
     }
-    Ok(endpoint)
+
+    /// Connects when it is first used. Within a tokio runtime only.
+    pub(super) fn channel(&self) -> Channel {
+        self.endpoint.connect_with_connector_lazy(self.connector.clone())
+    }
 }
 
 /// The status ends a response: without it, whether the records were taken is not known.
 async fn read(response: Response<Body>, batch: &Batch) -> Outcome {
     let (head, mut body) = response.into_parts();
-    let (mut data, mut trailers) = (BytesMut::new(), None);
+    let (mut data, mut trailers) = (Read::default(), None);
     while let Some(frame) = body.frame().await {
         match frame.map(http_body::Frame::into_data) {
-            Ok(Ok(chunk)) if data.len() < ANSWER_MAX => data.extend_from_slice(&chunk),
-            Ok(Ok(_)) => {}
+            Ok(Ok(chunk)) => {
+                if !data.take(&chunk) {
+                    return Outcome::answer_too_large(Answer::Grpc(Code::ResourceExhausted.into()));
+                }
+            }
             Ok(Err(frame)) => trailers = frame.into_trailers().ok().or(trailers),
             Err(status) => return Outcome::unanswered(chain(&status)),
         }
     }
-    Outcome::from_grpc(head.status, &head.headers, trailers.as_ref(), unframe(&data), batch.compression())
+    Outcome::from_grpc(head.status, &head.headers, trailers.as_ref(), unframe(data.bytes()), batch.compression())
 }
 
 /// The message in a response body; what cannot be one is returned as it is, and will not decode.

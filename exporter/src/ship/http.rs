@@ -2,15 +2,16 @@
 
 use std::time::Duration;
 
-use http::{HeaderMap, HeaderValue, header};
-use reqwest::{Certificate, Client, redirect};
+use http::{HeaderMap, HeaderValue, StatusCode, header};
+use reqwest::{Client, Proxy, redirect};
 use tokio::time::{Instant, timeout_at};
 use url::Url;
 
-use super::outcome::{ANSWER_MAX, Outcome};
-use super::{ShipError, ca, chain, encoding_name, user_agent};
-use crate::config::{Export, Protocol};
-use crate::queue::Batch;
+use super::outcome::{Body, Outcome};
+use super::proxy::Proxies;
+use super::{ShipError, chain, encoding_name, tls, unix_path, user_agent};
+use crate::config::{Export, Protocol, Signal};
+use crate::queue::{Answer, Batch};
 
 /// A connection that does not answer a ping is given up; requests in flight are repeated.
 const PING_INTERVAL: Duration = Duration::from_secs(20);
@@ -25,7 +26,7 @@ pub(super) struct Http {
 }
 
 impl Http {
-    pub(super) fn new(export: &Export) -> Result<Self, ShipError> {
+    pub(super) fn new(export: &Export, signal: Signal, proxies: &Proxies) -> Result<Self, ShipError> {
         let mut headers = HeaderMap::new();
         for (name, value) in &export.headers {
             headers.append(name, value.clone());
@@ -35,7 +36,11 @@ impl Http {
             Protocol::HttpProtobuf | Protocol::Grpc => "application/x-protobuf",
         };
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
-        Ok(Self { client: client(export)?, url: export.endpoint.clone(), headers, timeout: export.timeout })
+        let path = match signal {
+            Signal::Logs => "/v1/logs",
+            Signal::Traces => "/v1/traces",
+        };
+        Ok(Self { client: client(export, proxies)?, url: url(export, path)?, headers, timeout: export.timeout })
     }
 
     pub(super) async fn send(&self, batch: &Batch) -> Outcome {
@@ -49,22 +54,25 @@ impl Http {
             Some(Err(error)) => return Outcome::unanswered(chain(&error.without_url())),
             None => return Outcome::unanswered(format!("no answer within {:?}", self.timeout.unwrap_or_default())),
         };
-        let mut body = Vec::new();
+        let mut body = Body::default();
         // The status has decided: a body that breaks off or stalls only takes its details with it.
-        while body.len() < ANSWER_MAX
-            && let Some(Ok(Some(chunk))) = within(deadline, response.chunk()).await
-        {
-            body.extend_from_slice(&chunk);
+        while let Some(Ok(Some(chunk))) = within(deadline, response.chunk()).await {
+            if !body.take(&chunk) {
+                return Outcome::answer_too_large(Answer::Http(response.status().as_u16()));
+            }
         }
-        Outcome::from_http(response.status(), response.headers(), &body, batch.compression())
+        Outcome::from_http(response.status(), response.headers(), body.bytes(), batch.compression())
     }
 }
 
-/// Any answer will do: it came through the same proxy and the same TLS as an export will.
-pub(super) async fn probe(export: &Export) -> Result<(), ShipError> {
-    let request = client(export)?.head(export.endpoint.clone());
+/// Any answer of the collector will do: it came through the same proxy and the same TLS as an export will.
+pub(super) async fn probe(export: &Export, proxies: &Proxies) -> Result<(), ShipError> {
+    let request = client(export, proxies)?.head(url(export, "/")?);
     let deadline = export.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
     match within(deadline, request.send()).await {
+        Some(Ok(answer)) if answer.status() == StatusCode::PROXY_AUTHENTICATION_REQUIRED => {
+            Err(ShipError::Unreachable { reason: "the proxy wants other credentials, or some".into() })
+        }
         Some(Ok(_)) => Ok(()),
         Some(Err(error)) => Err(ShipError::Unreachable { reason: chain(&error.without_url()) }),
         None => {
@@ -73,19 +81,40 @@ pub(super) async fn probe(export: &Export) -> Result<(), ShipError> {
     }
 }
 
-pub(super) fn client(export: &Export) -> Result<Client, ShipError> {
+pub(super) fn client(export: &Export, proxies: &Proxies) -> Result<Client, ShipError> {
+    let invalid = |error: reqwest::Error| ShipError::Endpoint { reason: chain(&error.without_url()) };
     let mut builder = Client::builder()
         .user_agent(user_agent())
         // A redirect would turn the POST into a GET, or send the headers' secrets elsewhere.
         .redirect(redirect::Policy::none())
         .http2_keep_alive_interval(PING_INTERVAL)
-        .http2_keep_alive_timeout(PING_TIMEOUT);
-    if let Some(path) = &export.ca_file {
-        let certificates = Certificate::from_pem_bundle(&ca::read(path)?)
-            .map_err(|source| ShipError::CaInvalid { path: path.clone(), reason: chain(&source) })?;
-        builder = builder.tls_certs_only(certificates);
+        .http2_keep_alive_timeout(PING_TIMEOUT)
+        // But for the one that is chosen below.
+        .no_proxy();
+    let mut is_tls = export.endpoint.scheme() == "https";
+    if let Some(found) = proxies.towards(&export.endpoint)? {
+        is_tls |= found.uri().scheme_str() == Some("https");
+        let mut proxy = Proxy::all(found.uri().to_string()).map_err(invalid)?;
+        if let Some(credentials) = found.basic_auth() {
+            proxy = proxy.custom_http_auth(credentials.clone());
+        }
+        builder = builder.proxy(proxy);
     }
-    builder.build().map_err(|error| ShipError::Endpoint { reason: chain(&error) })
+    if let Some(path) = unix_path(&export.endpoint)? {
+        builder = builder.unix_socket(path);
+    }
+    let tls = if is_tls { tls::config(export, &[tls::HTTP_2, tls::HTTP_1])? } else { tls::unused()? };
+    builder.tls_backend_preconfigured(tls).build().map_err(invalid)
+}
+
+/// On a Unix socket, what the specification has as the signal's path; else as it was given.
+pub(super) fn url(export: &Export, path: &str) -> Result<Url, ShipError> {
+    match export.endpoint.scheme() {
+        "unix" => format!("http://localhost{path}")
+            .parse()
+            .map_err(|error: url::ParseError| ShipError::Endpoint { reason: error.to_string() }),
+        _ => Ok(export.endpoint.clone()),
+    }
 }
 
 /// `None`: not within the deadline.

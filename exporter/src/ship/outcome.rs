@@ -44,8 +44,27 @@ pub(super) enum Outcome {
     },
 }
 
-/// Most bytes of an answer that are read: it is a few numbers and a message.
-pub(super) const ANSWER_MAX: usize = 64 * 1024;
+/// As the specification recommends.
+const ANSWER_MAX: usize = 4 << 20;
+
+/// The body of an answer, as far as it was read.
+#[derive(Debug, Default)]
+pub(super) struct Body(Vec<u8>);
+
+impl Body {
+    /// `false`: it is larger than an answer may be.
+    pub(super) fn take(&mut self, chunk: &[u8]) -> bool {
+        let fits = self.0.len() + chunk.len() <= ANSWER_MAX;
+        if fits {
+            self.0.extend_from_slice(chunk);
+        }
+        fits
+    }
+
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
 
 /// What is shown of a collector's message.
 const MESSAGE_MAX: usize = 200;
@@ -54,6 +73,11 @@ impl Outcome {
     /// No answer at all: not connected, disconnected, or none in time.
     pub(super) fn unanswered(reason: impl Into<String>) -> Self {
         Self::Retry { after: None, reason: reason.into() }
+    }
+
+    /// Whatever it says: the specification has it that this is final.
+    pub(super) fn answer_too_large(answer: Answer) -> Self {
+        Self::Permanent { answer, reason: format!("the answer is larger than {} MiB", ANSWER_MAX >> 20) }
     }
 
     /// From a gRPC response: its status is in `trailers`, or in `headers` if there was nothing else.
@@ -120,6 +144,8 @@ impl Outcome {
             | StatusCode::BAD_GATEWAY
             | StatusCode::SERVICE_UNAVAILABLE
             | StatusCode::GATEWAY_TIMEOUT => Self::Retry { after: retry_after(headers, SystemTime::now()), reason },
+            // A proxy's word: the collector has not seen the request.
+            StatusCode::PROXY_AUTHENTICATION_REQUIRED => Self::unanswered(reason),
             StatusCode::PAYLOAD_TOO_LARGE => Self::TooLarge { reason },
             StatusCode::NOT_FOUND => Self::Unimplemented { reason },
             StatusCode::UNSUPPORTED_MEDIA_TYPE if sent != Compression::None => Self::EncodingRefused { reason },

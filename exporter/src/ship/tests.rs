@@ -3,25 +3,36 @@
 mod answers;
 pub(crate) mod collector;
 mod failures;
+mod proxies;
+mod replaced;
+mod spool;
 mod tls;
 
 use std::sync::{Arc, LazyLock, Mutex};
 use std::time::Duration;
 
+use hyper_util::client::proxy::matcher::Matcher;
 use opentelemetry_proto::tonic::collector::logs::v1::ExportLogsServiceRequest;
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use opentelemetry_proto::tonic::logs::v1::{LogRecord, ResourceLogs, ScopeLogs};
 use opentelemetry_proto::tonic::trace::v1::{ResourceSpans, ScopeSpans, Span};
-use tokio::task::JoinHandle;
 use tracing::subscriber::NoSubscriber;
 
-use super::{Pace, spawn_at};
+use super::proxy::Proxies;
+use super::{Delivery, Pace, Shipper, spawn_at};
 use crate::config::{self, Compression, Export, Protocol, Signal};
-use crate::queue::{Batch, Queue, Reason, Snapshot};
+use crate::queue::{Batch, Class, Queue, Reason, Snapshot};
 use collector::{Answer, Collector, Received, Sent, framed, partial_success, poll};
 
 const SIGNALS: [Signal; 2] = [Signal::Logs, Signal::Traces];
 const PROTOCOLS: [Protocol; 3] = [Protocol::Grpc, Protocol::HttpProtobuf, Protocol::HttpJson];
+
+fn class_of(signal: Signal) -> Class {
+    match signal {
+        Signal::Logs => Class::Exec,
+        Signal::Traces => Class::Span,
+    }
+}
 
 /// Each signal by each protocol.
 fn ways() -> impl Iterator<Item = (Signal, Protocol)> {
@@ -42,12 +53,17 @@ struct Ship {
     export: Export,
     queue: config::Queue,
     pace: Pace,
+    proxies: Proxies,
+}
+
+fn direct() -> Proxies {
+    Proxies::of(Matcher::builder().build())
 }
 
 struct Shipping {
     export: Export,
     queue: Arc<Queue>,
-    task: JoinHandle<()>,
+    shipper: Shipper,
 }
 
 impl Ship {
@@ -70,15 +86,16 @@ impl Ship {
             timeout: Some(Duration::from_secs(10)),
             retry_max_elapsed: Duration::from_secs(300),
             ca_file: None,
+            client: None,
         };
         let queue = config::Queue { max_bytes: 1 << 20, max_records: None, drain: Duration::from_secs(20) };
-        Self { signal, export, queue, pace: PACE }
+        Self { signal, export, queue, pace: PACE, proxies: direct() }
     }
 
     fn start(self) -> Shipping {
         let queue = Arc::new(Queue::new(self.signal, self.queue));
-        let task = spawn_at(&self.export, queue.clone(), self.pace).unwrap();
-        Shipping { export: self.export, queue, task }
+        let shipper = spawn_at(&self.export, queue.clone(), self.pace, self.proxies).unwrap();
+        Shipping { export: self.export, queue, shipper }
     }
 }
 
@@ -86,13 +103,17 @@ impl Shipping {
     fn push(&self, records: u32) {
         let (signal, Export { protocol, compression, .. }) = (self.queue.signal(), &self.export);
         let protobuf = request(signal, records).encode();
-        self.queue.push(Batch::seal(signal, records, &protobuf, *protocol, *compression).unwrap());
+        self.queue.push(Batch::seal(class_of(signal), records, &protobuf, *protocol, *compression).unwrap());
+    }
+
+    fn replace(&self, export: &Export) {
+        self.shipper.replace(self.shipper.prepare(export).unwrap());
     }
 
     /// Closes the queue; the counters once all is settled, which must add up.
-    async fn finish(self) -> Snapshot {
+    async fn finish(mut self) -> Snapshot {
         self.queue.close();
-        self.task.await.unwrap();
+        self.shipper.ended().await;
         let counts = self.queue.counters().snapshot();
         assert_eq!(self.queue.depth().records, 0);
         assert_eq!(counts.in_flight, 0);

@@ -1,5 +1,6 @@
 //! Each row of the specification's tables, one answer at a time.
 
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::SystemTime;
 
 use base64::Engine as _;
@@ -30,7 +31,6 @@ async fn transient_grpc_codes_are_sent_again() {
 async fn permanent_grpc_codes_are_dropped_at_once() {
     for code in [
         Code::Unknown,
-        Code::InvalidArgument,
         Code::NotFound,
         Code::AlreadyExists,
         Code::PermissionDenied,
@@ -57,7 +57,7 @@ async fn transient_http_codes_are_sent_again() {
 
 #[tokio::test]
 async fn other_http_codes_are_dropped_at_once() {
-    for status in [301, 307, 400, 401, 403, 405, 408, 415, 422, 500, 501, 505] {
+    for status in [301, 307, 401, 403, 405, 408, 415, 422, 500, 501, 505] {
         let answer = Answer::http(status).header("location", "/elsewhere").body("no\nthanks");
         let (counts, received) = ship_one(Protocol::HttpProtobuf, [answer]).await;
         let reason = Reason::Permanent(queue::Answer::Http(status));
@@ -269,34 +269,49 @@ async fn an_endpoint_without_one_signal_is_told_of_once_and_gets_the_other() {
     }
 }
 
+/// Of each request: its compression and its records.
+fn sent(collector: &Collector) -> Vec<(&'static str, usize)> {
+    let encoding = |received: &Received| match received.header("grpc-encoding").or(received.header("content-encoding"))
+    {
+        Some("zstd") => "zstd",
+        Some("gzip") => "gzip",
+        Some(other) => panic!("{other}"),
+        None => "",
+    };
+    collector.received().iter().map(|received| (encoding(received), received.records())).collect()
+}
+
 #[tokio::test]
-async fn a_refused_compression_is_switched_off() {
+async fn where_a_compression_is_refused_the_next_weaker_is_used() {
     let go = "grpc: Decompressor is not installed for grpc-encoding \"zstd\"";
     for (protocol, answer) in [
         (Protocol::Grpc, Answer::grpc(12).header("grpc-message", go)),
-        (Protocol::Grpc, Answer::grpc(12).header("grpc-accept-encoding", "identity, gzip")),
+        (Protocol::Grpc, Answer::grpc(12).header("grpc-accept-encoding", "identity")),
         (Protocol::HttpProtobuf, Answer::http(415)),
         (Protocol::HttpJson, Answer::http(400)),
     ] {
-        let collector = Collector::start([answer]).await;
-        let mut ship = Ship::to(collector.address, protocol);
-        ship.export.compression = Compression::Zstd;
-        let shipping = ship.start();
-        shipping.push(4);
-        poll("delivered", || shipping.queue.counters().snapshot().exported == 4).await;
-        shipping.push(3);
-        assert_eq!(shipping.finish().await.exported, 7);
-        let received = collector.received();
-        let compressed: Vec<_> =
-            received.iter().map(|r| r.headers.keys().any(|k| k.as_str().ends_with("-encoding"))).collect();
-        assert_eq!(compressed, [true, false, false]);
-        assert_eq!(received.iter().map(Received::records).collect::<Vec<_>>(), [4, 4, 3]);
+        for (refusals, expected) in
+            [(1, &[("zstd", 4), ("gzip", 4), ("gzip", 3)][..]), (2, &[("zstd", 4), ("gzip", 4), ("", 4), ("", 3)])]
+        {
+            let collector = Collector::start(vec![answer.clone(); refusals]).await;
+            let mut ship = Ship::to(collector.address, protocol);
+            ship.export.compression = Compression::Zstd;
+            let shipping = ship.start();
+            assert_eq!(shipping.shipper.form(), (protocol, Compression::Zstd));
+            shipping.push(4);
+            poll("delivered", || shipping.queue.counters().snapshot().exported == 4).await;
+            let known = if refusals == 1 { Compression::Gzip } else { Compression::None };
+            assert_eq!(shipping.shipper.form(), (protocol, known));
+            shipping.push(3);
+            assert_eq!(shipping.finish().await.exported, 7);
+            assert_eq!(sent(&collector), expected, "{protocol:?}");
+        }
     }
 }
 
 #[tokio::test]
-async fn a_400_for_a_compression_that_worked_is_permanent() {
-    let collector = Collector::start([Answer::Success, Answer::http(400)]).await;
+async fn a_400_for_a_compression_that_worked_is_about_the_records() {
+    let collector = Collector::start([Answer::Success, Answer::http(400), Answer::http(400)]).await;
     let mut ship = Ship::to(collector.address, Protocol::HttpProtobuf);
     ship.export.compression = Compression::Gzip;
     let shipping = ship.start();
@@ -304,20 +319,174 @@ async fn a_400_for_a_compression_that_worked_is_permanent() {
     poll("delivered", || shipping.queue.counters().snapshot().exported == 1).await;
     shipping.push(2);
     let counts = shipping.finish().await;
-    assert_eq!(dropped(&counts), [(Reason::Permanent(queue::Answer::Http(400)), 2)]);
-    assert_eq!(collector.received().len(), 2);
+    assert_eq!((counts.exported, dropped(&counts)), (2, vec![(Reason::Permanent(queue::Answer::Http(400)), 1)]));
+    assert_eq!(sent(&collector), [("gzip", 1), ("gzip", 2), ("gzip", 1), ("gzip", 1)]);
 }
 
 #[tokio::test]
-async fn a_400_for_both_forms_is_permanent() {
-    let collector = Collector::start([Answer::http(400), Answer::http(400)]).await;
+async fn a_400_for_each_compression_is_about_the_records() {
+    let collector = Collector::start(vec![Answer::http(400); 4]).await;
     let mut ship = Ship::to(collector.address, Protocol::HttpProtobuf);
-    ship.export.compression = Compression::Gzip;
+    ship.export.compression = Compression::Zstd;
     let shipping = ship.start();
     shipping.push(2);
-    poll("refused", || shipping.queue.counters().snapshot().dropped_total() == 2).await;
+    poll("settled", || shipping.queue.counters().snapshot().exported == 1).await;
     shipping.push(3);
-    assert_eq!(shipping.finish().await.exported, 3);
-    let encodings: Vec<_> = collector.received().iter().map(|r| r.header("content-encoding").is_some()).collect();
-    assert_eq!(encodings, [true, false, true]);
+    let counts = shipping.finish().await;
+    assert_eq!((counts.exported, dropped(&counts)), (4, vec![(Reason::Permanent(queue::Answer::Http(400)), 1)]));
+    // The parts go as the whole went last; for the next batch, the compression is as good as before.
+    assert_eq!(sent(&collector), [("zstd", 2), ("gzip", 2), ("", 2), ("", 1), ("", 1), ("zstd", 3)]);
+}
+
+/// The numbers of the records that came in, refused requests too.
+fn numbers(received: &Received) -> Vec<u64> {
+    match received.request() {
+        Sent::Logs(request) => {
+            let scopes = request.resource_logs.iter().flat_map(|resource| &resource.scope_logs);
+            scopes.flat_map(|scope| &scope.log_records).map(|record| record.time_unix_nano).collect()
+        }
+        Sent::Traces(request) => {
+            let scopes = request.resource_spans.iter().flat_map(|resource| &resource.scope_spans);
+            scopes.flat_map(|scope| &scope.spans).map(|span| span.start_time_unix_nano).collect()
+        }
+    }
+}
+
+#[tokio::test]
+async fn of_a_refused_batch_only_the_bad_records_are_lost() {
+    for (signal, protocol) in ways() {
+        let refusal = match protocol {
+            Protocol::Grpc => Answer::grpc(3).header("grpc-message", "bad record"),
+            Protocol::HttpProtobuf | Protocol::HttpJson => Answer::http(400).body("bad record"),
+        };
+        // Records, the bad ones, how many are lost, requests.
+        for (records, bad, lost, requests) in [
+            (512, &[1][..], 1, 19),
+            (512, &[512], 1, 19),
+            (512, &[200], 1, 19),
+            (512, &[100, 300], 2, 35),
+            (7, &[3], 1, 7),
+            (2, &[1, 2], 2, 3),
+            (1, &[1], 1, 1),
+            // For more there are not enough requests: the last parts are lost as they are.
+            (512, &[60, 180, 300, 420], 28, 41),
+        ] {
+            let taken = Arc::new(Mutex::new(Vec::new()));
+            let (recorded, wrong, refusal) = (Arc::clone(&taken), bad.to_vec(), refusal.clone());
+            let collector = Collector::start_with(move |received| {
+                let numbers = numbers(received);
+                if numbers.iter().any(|number| wrong.contains(number)) {
+                    return refusal.clone();
+                }
+                recorded.lock().unwrap().extend(numbers);
+                Answer::Success
+            })
+            .await;
+            let shipping = Ship::of(signal, collector.address, protocol).start();
+            shipping.push(records);
+            let counts = shipping.finish().await;
+            let case = format!("{signal:?} {protocol:?} {records} {bad:?}");
+            let reason = Reason::Permanent(match protocol {
+                Protocol::Grpc => queue::Answer::Grpc(3),
+                Protocol::HttpProtobuf | Protocol::HttpJson => queue::Answer::Http(400),
+            });
+            let settled = (counts.exported, dropped(&counts), collector.received().len());
+            assert_eq!(settled, (u64::from(records) - lost, vec![(reason, lost)], requests), "{case}");
+            let mut taken = taken.lock().unwrap().clone();
+            taken.sort_unstable();
+            let before = taken.len();
+            taken.dedup();
+            assert_eq!((taken.len(), taken.len() as u64), (before, counts.exported), "{case}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_collector_that_refuses_every_record_is_soon_asked_no_more_for_parts() {
+    let logged = Logged::start();
+    let refusing = Arc::new(AtomicBool::new(true));
+    let refuses = Arc::clone(&refusing);
+    let collector = Collector::start_with(move |_| {
+        if refuses.load(Relaxed) { Answer::http(400).body("no: never") } else { Answer::Success }
+    })
+    .await;
+    let shipping = Ship::to(collector.address, Protocol::HttpProtobuf).start();
+    let mut lost = 0;
+    for _ in 0..50 {
+        lost += 64;
+        shipping.push(64);
+        poll("lost", || shipping.queue.counters().snapshot().dropped_total() == lost).await;
+    }
+    // Three were looked into, with 28 requests each at most.
+    let requests = collector.received().len();
+    assert!((50..=50 + 3 * 28).contains(&requests), "{requests}");
+    assert!(matches!(shipping.shipper.state(), Delivery::Losing { reason, .. } if reason.contains("no: never")));
+    refusing.store(false, Relaxed);
+    shipping.push(5);
+    let counts = shipping.finish().await;
+    assert_eq!((counts.exported, dropped(&counts)), (5, vec![(Reason::Permanent(queue::Answer::Http(400)), lost)]));
+    let lines = logged.lines();
+    assert_eq!(lines.len(), 2, "{lines:#?}");
+}
+
+#[tokio::test]
+async fn an_answer_beyond_the_limit_is_final() {
+    let too_much = vec![0; (4 << 20) + 1];
+    let (counts, received) = ship_one(Protocol::HttpProtobuf, [Answer::http(503).body(too_much.clone())]).await;
+    assert_eq!((dropped(&counts), received.len()), (vec![(Reason::Permanent(queue::Answer::Http(503)), 4)], 1));
+    let (counts, received) = ship_one(Protocol::Grpc, [Answer::grpc(0).body(too_much)]).await;
+    assert_eq!((dropped(&counts), received.len()), (vec![(Reason::Permanent(queue::Answer::Grpc(8)), 4)], 1));
+}
+
+#[tokio::test]
+async fn a_retry_after_that_says_nothing_is_backed_off_from() {
+    let past = httpdate::fmt_http_date(SystemTime::now() - Duration::from_secs(3600));
+    for value in [past.as_str(), "soon", "-5", "1.5", "Mon, 99 Nov 2026 00:00:00 GMT"] {
+        let answer = Answer::http(429).header("retry-after", value);
+        let (counts, received) = ship_one(Protocol::HttpProtobuf, [answer]).await;
+        assert_eq!((counts.exported, counts.retries, received.len()), (4, 1, 2), "{value}");
+    }
+    // Not OTLP's: what gRPC libraries tell each other.
+    let answer = Answer::grpc(14).header("grpc-retry-pushback-ms", "600000");
+    let (counts, received) = ship_one(Protocol::Grpc, [answer]).await;
+    assert_eq!((counts.exported, received.len()), (4, 2));
+}
+
+#[tokio::test]
+async fn a_redirect_leaks_neither_headers_nor_records() {
+    for status in [301, 302, 303, 307, 308] {
+        let elsewhere = Collector::start([]).await;
+        let answer = Answer::http(status).header("location", format!("http://{}/v1/logs", elsewhere.address));
+        for protocol in PROTOCOLS {
+            let (counts, received) = ship_one(protocol, [answer.clone()]).await;
+            assert_eq!((counts.exported, counts.dropped_total(), received.len()), (0, 4, 1), "{status}");
+        }
+        assert_eq!(elsewhere.received().len(), 0);
+    }
+}
+
+#[tokio::test]
+async fn a_proxy_that_asks_for_credentials_is_not_the_collector() {
+    let (counts, received) = ship_one(Protocol::HttpProtobuf, [Answer::http(407)]).await;
+    assert_eq!((counts.exported, counts.retries, received.len()), (4, 1, 2));
+}
+
+#[tokio::test]
+async fn a_request_beyond_our_own_limit_is_sent_in_halves() {
+    let Sent::Logs(mut request) = request(Signal::Logs, 2) else { panic!() };
+    for record in &mut request.resource_logs[0].scope_logs[0].log_records {
+        record.event_name = "x".repeat(33 << 20);
+    }
+    let collector = Collector::start([]).await;
+    let shipping = Ship::to(collector.address, Protocol::HttpProtobuf).start();
+    let protobuf = Sent::Logs(request).encode();
+    let mut batch = Batch::seal(Class::Exec, 2, &protobuf, Protocol::HttpProtobuf, Compression::Zstd).unwrap();
+    // Small in the queue, and large as this collector takes it.
+    assert!(batch.body().len() < 1 << 20);
+    shipping.queue.push(batch.clone());
+    poll("delivered", || shipping.queue.counters().snapshot().exported == 2).await;
+    assert_eq!(sent(&collector), [("", 1), ("", 1)]);
+    batch = batch.convert(Protocol::HttpProtobuf, Compression::None).unwrap();
+    assert!(batch.body().len() > 64 << 20);
+    assert_eq!(shipping.finish().await.exported, 2);
 }

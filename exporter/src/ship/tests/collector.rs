@@ -2,16 +2,21 @@
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
+use std::fmt;
 use std::io::{self, Read as _};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::path::Path;
+use std::pin::pin;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
 use flate2::read::GzDecoder;
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
+use http_body::Frame;
 use http_body_util::combinators::BoxBody;
-use http_body_util::{BodyExt as _, Full};
+use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -25,7 +30,8 @@ use opentelemetry_proto::tonic::collector::trace::v1::{
 use prost::Message;
 use serde::de::DeserializeOwned;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
 
@@ -50,8 +56,16 @@ pub(crate) enum Answer {
     },
     /// Never answers.
     Stall,
-    /// Closes the connection.
+    /// Closes the connection; over HTTP/2, resets the stream.
     Disconnect,
+    /// Begins a success of which one byte comes now and then, without end.
+    Drip,
+    /// Begins a success, and breaks off.
+    BreakOff,
+    /// Success when notified.
+    Hold(Arc<Notify>),
+    /// Success, and no more on this connection: over HTTP/2, by a GOAWAY.
+    GoAway,
 }
 
 impl Answer {
@@ -187,12 +201,30 @@ pub(crate) struct Collector {
     shared: Arc<Shared>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct Shared {
     /// Answered as where there is no such service.
     lacks: Option<Signal>,
     script: Mutex<VecDeque<Answer>>,
+    /// Asked when the script is over.
+    judge: Option<Judge>,
+    tls: Mutex<Option<TlsAcceptor>>,
+    connections: AtomicUsize,
     received: Mutex<Vec<Received>>,
+}
+
+impl Shared {
+    fn of(script: impl IntoIterator<Item = Answer>) -> Self {
+        Self { script: Mutex::new(script.into_iter().collect()), ..Self::default() }
+    }
+}
+
+type Judge = Box<dyn Fn(&Received) -> Answer + Send + Sync>;
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shared").field("received", &self.received).finish_non_exhaustive()
+    }
 }
 
 impl Collector {
@@ -202,24 +234,40 @@ impl Collector {
     }
 
     pub(crate) async fn start_at(address: SocketAddr, script: impl IntoIterator<Item = Answer>) -> Self {
-        let script = Mutex::new(script.into_iter().collect());
-        Self::listen(address, None, Shared { script, ..Shared::default() }).await
+        Self::listen(address, Shared::of(script)).await
+    }
+
+    /// Answers to each as it is judged.
+    pub(crate) async fn start_with(judge: impl Fn(&Received) -> Answer + Send + Sync + 'static) -> Self {
+        Self::listen(ANY, Shared { judge: Some(Box::new(judge)), ..Shared::default() }).await
     }
 
     /// Takes all but this signal.
     pub(crate) async fn start_without(signal: Signal) -> Self {
-        Self::listen(ANY, None, Shared { lacks: Some(signal), ..Shared::default() }).await
+        Self::listen(ANY, Shared { lacks: Some(signal), ..Shared::default() }).await
     }
 
-    /// As `localhost`, with TLS.
-    pub(crate) async fn start_tls(tls: TlsAcceptor) -> Self {
-        Self::listen(ANY, Some(tls), Shared::default()).await
+    pub(crate) async fn start_tls(tls: TlsAcceptor, script: impl IntoIterator<Item = Answer>) -> Self {
+        Self::listen(ANY, Shared { tls: Mutex::new(Some(tls)), ..Shared::of(script) }).await
     }
 
-    async fn listen(address: SocketAddr, tls: Option<TlsAcceptor>, shared: Shared) -> Self {
+    pub(crate) fn start_unix(path: &Path) -> Self {
+        let listener = UnixListener::bind(path).unwrap();
+        let collector = Self { address: ANY, shared: Arc::default() };
+        let serving = collector.clone();
+        tokio::spawn(async move {
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                tokio::spawn(serving.clone().talk(stream));
+            }
+        });
+        collector
+    }
+
+    async fn listen(address: SocketAddr, shared: Shared) -> Self {
         let listener = TcpListener::bind(address).await.unwrap();
         let collector = Self { address: listener.local_addr().unwrap(), shared: Arc::new(shared) };
-        tokio::spawn(collector.clone().serve(listener, tls));
+        tokio::spawn(collector.clone().serve(listener));
         collector
     }
 
@@ -227,10 +275,21 @@ impl Collector {
         self.shared.received.lock().unwrap().clone()
     }
 
-    async fn serve(self, listener: TcpListener, tls: Option<TlsAcceptor>) {
+    /// With a TLS handshake, if there is one to be made.
+    pub(crate) fn connections(&self) -> usize {
+        self.shared.connections.load(Relaxed)
+    }
+
+    /// For connections from now on.
+    pub(crate) fn set_tls(&self, tls: TlsAcceptor) {
+        *self.shared.tls.lock().unwrap() = Some(tls);
+    }
+
+    async fn serve(self, listener: TcpListener) {
         loop {
             let (stream, _) = listener.accept().await.unwrap();
-            let (collector, tls) = (self.clone(), tls.clone());
+            let collector = self.clone();
+            let tls = self.shared.tls.lock().unwrap().clone();
             tokio::spawn(async move {
                 match tls {
                     None => collector.talk(stream).await,
@@ -245,32 +304,51 @@ impl Collector {
     }
 
     async fn talk(self, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
-        let service = service_fn(move |request| self.clone().answer(request));
-        // Ends with an error where the script says to disconnect.
-        auto::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service).await.ok();
+        self.shared.connections.fetch_add(1, Relaxed);
+        let enough = Arc::new(Notify::new());
+        let told = Arc::clone(&enough);
+        let service = service_fn(move |request| self.clone().answer(request, Arc::clone(&told)));
+        let builder = auto::Builder::new(TokioExecutor::new());
+        let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
+        tokio::select! {
+            // Ends with an error where the script says to disconnect.
+            _ = &mut connection => return,
+            () = enough.notified() => connection.as_mut().graceful_shutdown(),
+        }
+        connection.await.ok();
     }
 
-    async fn answer(self, request: Request<Incoming>) -> Result<Response<BoxBody<Bytes, Infallible>>, io::Error> {
+    async fn answer(self, request: Request<Incoming>, enough: Arc<Notify>) -> Result<Reply, io::Error> {
         let (head, body) = request.into_parts();
         let body = body.collect().await.map_err(io::Error::other)?.to_bytes();
         let grpc = head.headers.get("content-type").is_some_and(|value| value == "application/grpc");
         let (path, headers) = (head.uri.path().into(), head.headers);
         let received = Received { at: Instant::now(), path, headers, body };
         let lacking = self.shared.lacks.is_some() && received.signal() == self.shared.lacks;
+        let judged = self.shared.judge.as_ref().map(|judge| judge(&received));
         self.shared.received.lock().unwrap().push(received);
-        let answer = match self.shared.script.lock().unwrap().pop_front() {
+        let answer = match self.shared.script.lock().unwrap().pop_front().or(judged) {
             Some(answer) => answer,
             None if lacking && grpc => Answer::grpc(12).header("grpc-message", "unknown service"),
             None if lacking => Answer::http(404),
             None => Answer::Success,
         };
         match answer {
-            Answer::Success if grpc => Ok(grpc_response(0, &[], framed(&[]))),
-            Answer::Success => Ok(http_response(200, &[], Vec::new())),
+            Answer::Hold(open) => {
+                open.notified().await;
+                Ok(success(grpc))
+            }
+            Answer::GoAway => {
+                enough.notify_one();
+                Ok(success(grpc))
+            }
+            Answer::Success => Ok(success(grpc)),
             Answer::Grpc { status, headers, message } => Ok(grpc_response(status, &headers, message)),
             Answer::Http { status, headers, body } => Ok(http_response(status, &headers, body)),
             Answer::Stall => std::future::pending().await,
             Answer::Disconnect => Err(io::ErrorKind::ConnectionAborted.into()),
+            Answer::Drip => Ok(trickle(grpc, usize::MAX)),
+            Answer::BreakOff => Ok(trickle(grpc, 1)),
         }
     }
 }
@@ -293,30 +371,45 @@ fn header_map(headers: &[(&'static str, String)]) -> HeaderMap {
 }
 
 /// With a message, its status follows in trailers; else it is in the headers.
-fn grpc_response(
-    status: i32,
-    headers: &[(&'static str, String)],
-    message: Vec<u8>,
-) -> Response<BoxBody<Bytes, Infallible>> {
+fn grpc_response(status: i32, headers: &[(&'static str, String)], message: Vec<u8>) -> Reply {
     let mut trailers = header_map(headers);
     trailers.insert("grpc-status", status.into());
     let builder = Response::builder().header("content-type", "application/grpc");
     if message.is_empty() {
-        let mut response = builder.body(Full::default().boxed()).unwrap();
+        let mut response = builder.body(whole(Vec::new())).unwrap();
         response.headers_mut().extend(trailers);
         return response;
     }
-    let body = Full::new(message.into()).with_trailers(async move { Some(Ok(trailers)) });
-    builder.body(body.boxed()).unwrap()
+    let body = Full::new(Bytes::from(message)).with_trailers(async move { Some(Ok(trailers)) });
+    builder.body(body.map_err(|never: Infallible| match never {}).boxed()).unwrap()
 }
 
-fn http_response(
-    status: u16,
-    headers: &[(&'static str, String)],
-    body: Vec<u8>,
-) -> Response<BoxBody<Bytes, Infallible>> {
-    let mut response = Response::new(Full::new(body.into()).boxed());
+fn http_response(status: u16, headers: &[(&'static str, String)], body: Vec<u8>) -> Reply {
+    let mut response = Response::new(whole(body));
     *response.status_mut() = StatusCode::from_u16(status).unwrap();
     response.headers_mut().extend(header_map(headers));
     response
+}
+
+type Reply = Response<BoxBody<Bytes, io::Error>>;
+
+fn whole(body: Vec<u8>) -> BoxBody<Bytes, io::Error> {
+    Full::new(body.into()).map_err(|never| match never {}).boxed()
+}
+
+fn success(grpc: bool) -> Reply {
+    if grpc { grpc_response(0, &[], framed(&[])) } else { http_response(200, &[], Vec::new()) }
+}
+
+/// One byte at a time, and then an error.
+fn trickle(grpc: bool, bytes: usize) -> Reply {
+    let frames = futures_util::stream::unfold(0, move |sent| async move {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        let frame =
+            if sent < bytes { Ok(Frame::data(Bytes::from_static(&[0]))) } else { Err(io::ErrorKind::Other.into()) };
+        Some((frame, sent + 1))
+    });
+    let content_type = if grpc { "application/grpc" } else { "application/x-protobuf" };
+    let body = BodyExt::boxed(StreamBody::new(frames));
+    Response::builder().header("content-type", content_type).body(body).unwrap()
 }
