@@ -6,9 +6,11 @@ mod cgroup;
 mod collector;
 mod hooks;
 mod kernel;
+mod listen;
 mod privilege;
 mod report;
 mod runtime;
+mod spool;
 
 use std::io::{self, IsTerminal as _, Write};
 
@@ -36,12 +38,10 @@ async fn checks(flags: &cli::Check, config: &Config) -> Vec<Check> {
     checks.push(kernel::lockdown());
     checks.extend(hooks::checks(&config.probes, &privileges));
     checks.extend([privilege::pid_namespace(), privilege::cgroup_namespace(), cgroup::check()]);
-    let (runtimes, collectors) = tokio::join!(
-        runtime::checks(&config.enrich.runtimes),
-        collector::checks(config.logs.as_ref(), config.traces.as_ref())
-    );
+    let (runtimes, collectors) = tokio::join!(runtime::checks(&config.enrich.runtimes), collector::checks(config));
     checks.extend(runtimes);
     checks.extend(collectors);
+    checks.extend([spool::check(config), listen::check(config.listen)]);
     checks.push(settings(flags, config));
     checks
 }
@@ -107,6 +107,8 @@ mod tests {
                 "podman",
                 "runtime_files",
                 "collector",
+                "spool",
+                "listen",
                 "config",
             ]
         );

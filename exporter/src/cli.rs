@@ -9,7 +9,8 @@ A flag beats an environment variable, which beats the file of --config, which be
 A flag that can be repeated replaces the whole list below it.
 
 The standard OTEL_* variables for logs and traces are honoured, OTEL_EXPORTER_OTLP_LOGS_* and \
-OTEL_EXPORTER_OTLP_TRACES_* before OTEL_EXPORTER_OTLP_*, and DOCKER_HOST where it names a Unix socket. \
+OTEL_EXPORTER_OTLP_TRACES_* before OTEL_EXPORTER_OTLP_*, and DOCKER_HOST where it names a Unix socket; so are the \
+usual variables for proxies. \
 An invalid value is an error, also where it is overridden.";
 
 const RUN_HELP: &str = "\
@@ -23,6 +24,12 @@ Examples:
   # Ship logs to Loki, with the password out of sight of ps
   export OTEL_EXPORTER_OTLP_HEADERS='authorization=Basic%20...'
   namespan run --endpoint https://loki.example/otlp --no-spans
+  # Ship over gRPC with a client certificate (mutual TLS), and keep on disk what cannot be sent yet
+  export OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE=/etc/namespan/client.pem
+  export OTEL_EXPORTER_OTLP_CLIENT_KEY=/etc/namespan/client.key
+  namespan run --endpoint https://otel.example:4317 --protocol grpc --spool /var/lib/namespan
+  # Ship to a Collector's Unix socket; tell Prometheus and probes how it goes
+  namespan run --endpoint unix:/run/otel.sock --listen 127.0.0.1:9464
   # Ship spans of one trace in ten to Jaeger, and no logs
   export OTEL_EXPORTER_OTLP_TRACES_ENDPOINT=http://localhost:4318/v1/traces
   export OTEL_TRACES_SAMPLER=parentbased_traceidratio OTEL_TRACES_SAMPLER_ARG=0.1
@@ -66,6 +73,14 @@ pub struct Run {
     #[arg(long, value_name = "LEVEL", value_parser = ["none", "error", "warn", "info", "debug", "trace"])]
     pub log_level: Option<String>,
 
+    /// Form of that log: for people, or one JSON object a line [default: text]
+    #[arg(long, value_name = "FORMAT", value_parser = ["text", "json"])]
+    pub log_format: Option<String>,
+
+    /// Serve /metrics (Prometheus), /healthz and /readyz here, such as 127.0.0.1:9464, to whoever can connect
+    #[arg(long, value_name = "ADDR:PORT")]
+    pub listen: Option<String>,
+
     #[command(flatten)]
     pub probes: ProbeFlags,
 
@@ -91,6 +106,10 @@ pub struct Check {
     /// Read settings from this YAML file; otel-config/namespan.yaml has them all
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
+
+    /// Whether `run --listen` could listen here
+    #[arg(long, value_name = "ADDR:PORT")]
+    pub listen: Option<String>,
 
     #[command(flatten)]
     pub export: ExportFlags,
@@ -174,7 +193,7 @@ pub struct ProbeFlags {
     #[arg(long)]
     pub no_env_context: bool,
 
-    /// Size of the ring buffer between kernel and user space, a power of two [default: 8MiB]
+    /// Size of the ring buffer between kernel and user space, a power of two [default: 4MiB]
     #[arg(long, value_name = "BYTES")]
     pub ring_size: Option<String>,
 }
@@ -187,6 +206,7 @@ pub struct ExportFlags {
     ///
     /// Over HTTP v1/logs and v1/traces are appended, as to `OTEL_EXPORTER_OTLP_ENDPOINT`. For gRPC a bare HOST:PORT
     /// will do: it means https, unless `OTEL_EXPORTER_OTLP_INSECURE` is true. A scheme in the URL beats that variable.
+    /// unix:PATH is a Unix socket. Further destinations stand in the file.
     #[arg(long, value_name = "URL")]
     pub endpoint: Option<String>,
 
@@ -204,9 +224,13 @@ pub struct ExportFlags {
     #[arg(long = "header", value_name = "K=V", action = ArgAction::Append)]
     pub headers: Vec<String>,
 
-    /// Compression of requests [default: none]
+    /// Compression of requests; where zstd is refused, gzip is tried, then none [default: gzip]
     #[arg(long, value_parser = ["none", "gzip", "zstd"])]
     pub compression: Option<String>,
+
+    /// Keep what the collector does not take on disk below this directory, so that it outlives outages and restarts
+    #[arg(long, value_name = "DIR")]
+    pub spool: Option<String>,
 }
 
 /// How containers are found.
@@ -229,6 +253,7 @@ impl From<&Check> for Run {
     fn from(check: &Check) -> Self {
         Self {
             config: check.config.clone(),
+            listen: check.listen.clone(),
             export: check.export.clone(),
             runtimes: check.runtimes.clone(),
             ..Self::default()
@@ -279,6 +304,7 @@ mod tests {
             ("--protocol", "http/json"),
             ("--compression", "zstd"),
             ("--log-level", "trace"),
+            ("--log-format", "json"),
         ] {
             let message = refusal(&format!("namespan run {flag} bogus"));
             for part in [flag, "bogus", choice] {

@@ -1,6 +1,7 @@
 //! Every setting, resolved: flags over the standard `OTEL_*` variables over our YAML file over the defaults.
 
 use std::ffi::OsString;
+use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -17,6 +18,7 @@ mod file;
 mod given;
 mod load;
 mod parse;
+mod restart;
 mod runtimes;
 
 pub use error::{ConfigError, Origin};
@@ -43,19 +45,43 @@ pub struct Config {
     pub logs: Option<Export>,
     /// `None`: no spans are shipped.
     pub traces: Option<Export>,
+    /// Where else the same is shipped, each with queues of its own.
+    pub destinations: Vec<Destination>,
+    /// `None`: what waits for a collector is in memory alone.
+    pub spool: Option<Spool>,
+    /// Where `/metrics`, `/healthz` and `/readyz` are served; `None`: nowhere.
+    pub listen: Option<SocketAddr>,
     /// What is neither shipped nor printed as JSON, as somebody has said so.
     pub switched_off: Vec<Signal>,
     /// `None`: Namespan's own counters are not exported.
     pub metrics: Option<Metrics>,
     pub log_level: LevelFilter,
+    pub log_format: LogFormat,
     /// What a user should know about the settings, in whole sentences; to be logged once.
     pub notes: Vec<String>,
 }
 
 impl Config {
+    /// Everywhere the signal is shipped to, by name; no name twice.
+    pub fn exports(&self, signal: Signal) -> impl Iterator<Item = (&str, &Export)> {
+        let main = (Destination::MAIN, &self.logs, &self.traces);
+        let others = self.destinations.iter().map(|Destination { name, logs, traces }| (name.as_str(), logs, traces));
+        std::iter::once(main).chain(others).filter_map(move |(name, logs, traces)| match signal {
+            Signal::Logs => Some((name, logs.as_ref()?)),
+            Signal::Traces => Some((name, traces.as_ref()?)),
+        })
+    }
+
     /// Flags over the environment over the file of `--config` over the defaults. `env` is asked for variables by name.
     pub fn load(run: &cli::Run, env: &dyn Fn(&str) -> Option<OsString>) -> Result<Self, ConfigError> {
         load::load(run, env)
+    }
+
+    /// The settings, by their keys in the file, that are others in `new` and cannot be changed while running. All others
+    /// can.
+    #[must_use]
+    pub fn needs_restart(&self, new: &Self) -> Vec<&'static str> {
+        restart::needed(self, new)
     }
 }
 
@@ -77,9 +103,13 @@ impl Default for Config {
             span_queue: Queue::default(),
             logs: None,
             traces: None,
+            destinations: Vec::new(),
+            spool: None,
+            listen: None,
             switched_off: Vec::new(),
             metrics: None,
             log_level: LevelFilter::INFO,
+            log_format: LogFormat::Text,
             notes: Vec::new(),
         }
     }
@@ -108,6 +138,8 @@ pub struct Probes {
     pub args_limit: u32,
     /// Bytes of the ring buffer, a power of two and a multiple of the page size.
     pub ring_bytes: u32,
+    /// Most that a record waits in the ring buffer where too few have come to wake the reader, from 1 ms to 1 s.
+    pub ring_delay: Duration,
     pub filters: Filters,
 }
 
@@ -118,7 +150,8 @@ impl Default for Probes {
             exits: true,
             env_context: true,
             args_limit: 32 << 10,
-            ring_bytes: 8 << 20,
+            ring_bytes: 4 << 20,
+            ring_delay: Duration::from_millis(50),
             filters: Filters::default(),
         }
     }
@@ -351,7 +384,7 @@ pub struct Queue {
 
 impl Default for Queue {
     fn default() -> Self {
-        Self { max_bytes: 64 << 20, max_records: None, drain: Duration::from_secs(5) }
+        Self { max_bytes: 16 << 20, max_records: None, drain: Duration::from_secs(5) }
     }
 }
 
@@ -359,7 +392,8 @@ impl Default for Queue {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Export {
     pub protocol: Protocol,
-    /// With the signal's path already appended where the specification says so.
+    /// `http` or `https` with the signal's path already appended where the specification says so, or `unix` with the
+    /// absolute path of a socket, in which nothing is percent-encoded.
     pub endpoint: Url,
     pub headers: Vec<(http::HeaderName, http::HeaderValue)>,
     pub compression: Compression,
@@ -369,6 +403,16 @@ pub struct Export {
     pub retry_max_elapsed: Duration,
     /// CA certificates (PEM) to trust instead of the system's.
     pub ca_file: Option<PathBuf>,
+    /// Who we are for a collector that asks (mutual TLS).
+    pub client: Option<ClientIdentity>,
+}
+
+/// PEM files; read again when they change.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClientIdentity {
+    /// The client's certificate, and what leads from it to the CA.
+    pub certificate: PathBuf,
+    pub key: PathBuf,
 }
 
 impl Export {
@@ -379,12 +423,56 @@ impl Export {
             protocol: Protocol::HttpProtobuf,
             endpoint,
             headers: Vec::new(),
-            compression: Compression::None,
+            compression: Compression::Gzip,
             timeout: Some(Duration::from_secs(10)),
             retry_max_elapsed: Duration::from_secs(300),
             ca_file: None,
+            client: None,
         }
     }
+}
+
+/// One of several places that the same is shipped to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Destination {
+    /// In logs, metrics and the spool: 1 to 32 lower-case letters, digits, `-` and `_`.
+    pub name: String,
+    /// `None`: no logs for this one.
+    pub logs: Option<Export>,
+    /// `None`: no spans for this one.
+    pub traces: Option<Export>,
+}
+
+impl Destination {
+    /// The name of the one that flags and the `OTEL_*` variables set.
+    pub const MAIN: &str = "main";
+}
+
+/// Where what waits for a collector outlives us.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Spool {
+    pub directory: PathBuf,
+    /// Most bytes on disk, for each destination and signal.
+    pub max_bytes: u64,
+    /// What is older is given up.
+    pub max_age: Duration,
+}
+
+impl Spool {
+    /// Everything but the place at its default.
+    #[must_use]
+    pub fn at(directory: PathBuf) -> Self {
+        Self { directory, max_bytes: 512 << 20, max_age: Duration::from_secs(24 * 3600) }
+    }
+}
+
+/// How Namespan's own log is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
 }
 
 /// Where Namespan's own counters go.

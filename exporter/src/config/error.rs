@@ -18,6 +18,9 @@ pub enum ConfigError {
     NotUtf8 { origin: Origin },
     #[error("{origin}: {remedy}")]
     Unsupported { origin: Origin, remedy: &'static str },
+    /// Of a client's certificate and key, one is of no use without the other.
+    #[error("{origin}: mutual TLS takes a certificate and its key, but the {lacking} is missing: set {remedy} too")]
+    HalfAnIdentity { origin: Origin, lacking: &'static str, remedy: String },
     #[error(
         "a batch of {batch} {unit} ({batch_origin}) does not fit into a queue of {queue} {unit} ({queue_origin}): \
          lower the first or raise the second"

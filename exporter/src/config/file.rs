@@ -28,6 +28,8 @@ pub(super) struct Schema {
     pub console: Entry,
     pub run_for: Entry,
     pub log_level: Entry,
+    pub log_format: Entry,
+    pub listen: Entry,
     #[serde(deserialize_with = "section")]
     pub probes: Probes,
     pub arguments: Entry,
@@ -44,11 +46,15 @@ pub(super) struct Schema {
     #[serde(deserialize_with = "section")]
     pub queue: Queue,
     #[serde(deserialize_with = "section")]
+    pub spool: Spool,
+    #[serde(deserialize_with = "section")]
     pub export: Export,
     #[serde(deserialize_with = "section")]
     pub logs: Signal,
     #[serde(deserialize_with = "section")]
     pub traces: Signal,
+    #[serde(deserialize_with = "section")]
+    pub destinations: Vec<Destination>,
     #[serde(deserialize_with = "section")]
     pub metrics: Metrics,
 }
@@ -61,6 +67,7 @@ pub(super) struct Probes {
     pub exits: Entry,
     pub args_limit: Entry,
     pub ring_bytes: Entry,
+    pub ring_delay: Entry,
     #[serde(deserialize_with = "section")]
     pub filters: Filters,
 }
@@ -161,6 +168,15 @@ pub(super) struct Queue {
 #[derive(Default, Deserialize)]
 #[cfg_attr(test, derive(serde::Serialize))]
 #[serde(deny_unknown_fields, default)]
+pub(super) struct Spool {
+    pub directory: Entry,
+    pub max_bytes: Entry,
+    pub max_age: Entry,
+}
+
+#[derive(Default, Deserialize)]
+#[cfg_attr(test, derive(serde::Serialize))]
+#[serde(deny_unknown_fields, default)]
 pub(super) struct Export {
     pub endpoint: Entry,
     pub insecure: Entry,
@@ -170,6 +186,8 @@ pub(super) struct Export {
     pub timeout: Entry,
     pub retry_max_elapsed: Entry,
     pub ca_file: Entry,
+    pub client_certificate: Entry,
+    pub client_key: Entry,
 }
 
 /// What is of one signal alone.
@@ -188,6 +206,61 @@ pub(super) struct Metrics {
     pub exporter: Entry,
     pub endpoint: Entry,
     pub interval: Entry,
+}
+
+/// What else is shipped to: a name, and the three sections above of its own.
+#[derive(Deserialize)]
+#[cfg_attr(test, derive(serde::Serialize))]
+#[serde(from = "FlatDestination")]
+pub(super) struct Destination {
+    pub name: Entry,
+    pub export: Export,
+    pub logs: Signal,
+    pub traces: Signal,
+}
+
+/// As it stands in the file. Serde cannot both flatten and deny unknown fields.
+#[derive(Default, Deserialize)]
+#[cfg_attr(test, derive(serde::Serialize))]
+#[serde(deny_unknown_fields, default)]
+struct FlatDestination {
+    name: Entry,
+    endpoint: Entry,
+    insecure: Entry,
+    protocol: Entry,
+    headers: Map,
+    compression: Entry,
+    timeout: Entry,
+    retry_max_elapsed: Entry,
+    ca_file: Entry,
+    client_certificate: Entry,
+    client_key: Entry,
+    #[serde(deserialize_with = "section")]
+    logs: Signal,
+    #[serde(deserialize_with = "section")]
+    traces: Signal,
+}
+
+impl From<FlatDestination> for Destination {
+    fn from(flat: FlatDestination) -> Self {
+        Self {
+            name: flat.name,
+            export: Export {
+                endpoint: flat.endpoint,
+                insecure: flat.insecure,
+                protocol: flat.protocol,
+                headers: flat.headers,
+                compression: flat.compression,
+                timeout: flat.timeout,
+                retry_max_elapsed: flat.retry_max_elapsed,
+                ca_file: flat.ca_file,
+                client_certificate: flat.client_certificate,
+                client_key: flat.client_key,
+            },
+            logs: flat.logs,
+            traces: flat.traces,
+        }
+    }
 }
 
 /// A section whose every line is commented out is null.
@@ -312,13 +385,19 @@ impl File {
         Ok(Some(Given { value: headers, origin: first.unwrap_or(Origin::Default) }))
     }
 
-    fn present(&self, key: &str, entry: &Entry) -> Result<Given, ConfigError> {
-        self.text(key, entry).ok_or_else(|| ConfigError::File {
+    /// Of what stands near that entry, and is missing or wrong.
+    pub fn refusal(&self, key: &str, near: &Entry, problem: &str) -> ConfigError {
+        ConfigError::File {
             path: self.path.to_path_buf(),
-            line: None,
+            line: near.as_ref().map(|entry| entry.referenced.line()).filter(|line| *line > 0),
             key: key.to_owned(),
-            problem: "a value is missing; write '' for an empty one".to_owned(),
-        })
+            problem: problem.to_owned(),
+        }
+    }
+
+    fn present(&self, key: &str, entry: &Entry) -> Result<Given, ConfigError> {
+        let missing = || self.refusal(key, entry, "a value is missing; write '' for an empty one");
+        self.text(key, entry).ok_or_else(missing)
     }
 
     fn origin(&self, key: &str, entry: &Spanned<String>) -> Origin {
@@ -379,6 +458,10 @@ mod tests {
             ("batch:\n  delay: [1s]\n", "otel.yaml line 2: batch.delay: expected"),
             ("probes:\n  filters:\n    uids: 7\n", "otel.yaml line 3: probes.filters.uids: expected"),
             ("queue: 5\n", "otel.yaml line 1: queue: expected"),
+            ("destinations:\n  - name: a\n    url: b\n", "otel.yaml line 3: destinations.url: unknown field `url`"),
+            ("destinations:\n  - name: [a]\n", "otel.yaml line 2: destinations: expected"),
+            ("destinations: {name: a}\n", "otel.yaml line 1: destinations: expected"),
+            ("destinations: [null]\n", "otel.yaml line 1: destinations: expected"),
             ("queue:\n  drain: 5s\n  drain: 6s\n", "otel.yaml line 3: queue.drain: duplicate mapping key `drain`"),
             ("queue: {drain: 5s\n", "otel.yaml line"),
             ("- a\n", "otel.yaml line 1: "),
@@ -401,6 +484,11 @@ mod tests {
             "export:\n  headers:\n    k: hunter2: x\n",
             "export:\n  headers:\n    k: \"\\q hunter2\"\n",
             "export:\n  headers:\n    k: 'hunter2\n",
+            "destinations:\n  - headers: hunter2\n",
+            "destinations:\n  - headers:\n      k: [hunter2]\n",
+            "destinations:\n  - headers:\n      hunter2: {x: y}\n",
+            "destinations:\n  - {headers: {k: [hunter2]}}\n",
+            "destinations:\n  hunter2: x\n",
         ] {
             let message = refusal(text);
             assert!(!message.contains("hunter2"), "{message}");
@@ -440,10 +528,42 @@ mod tests {
         assert_eq!(in_sample, in_schema);
     }
 
+    /// What stands in the sample file as comments, from this line on.
+    fn example(from: &str) -> String {
+        let lines = include_str!("../../../otel-config/namespan.yaml").lines().skip_while(|line| *line != from);
+        lines.map_while(|line| line.strip_prefix("#   ")).fold(String::new(), |text, line| text + line + "\n")
+    }
+
+    #[test]
+    fn every_key_of_a_destination_stands_in_the_example() {
+        let text = example("#   destinations:");
+        let example: Value = serde_saphyr::from_str(&text).unwrap();
+        let schema = serde_json::to_value(FlatDestination::default()).unwrap();
+        let keys =
+            |value: &Value| value.as_object().unwrap().keys().cloned().collect::<std::collections::BTreeSet<_>>();
+        let destinations = example["destinations"].as_array().unwrap();
+        let in_example: std::collections::BTreeSet<_> = destinations.iter().flat_map(keys).collect();
+        assert_eq!(in_example, keys(&schema));
+        let read = File::read(Path::new("otel.yaml"), &text).map_err(|error| error.to_string()).unwrap();
+        assert_eq!(read.schema.destinations.len(), 2);
+    }
+
     #[test]
     fn every_key_in_the_sample_file_has_a_comment_and_a_value() {
-        const UNSET: [&str; 8] =
-            ["console", "run_for", "scope", "service_name", "value_length", "max_records", "endpoint", "ca_file"];
+        const UNSET: [&str; 12] = [
+            "console",
+            "run_for",
+            "listen",
+            "scope",
+            "service_name",
+            "value_length",
+            "max_records",
+            "directory",
+            "endpoint",
+            "ca_file",
+            "client_certificate",
+            "client_key",
+        ];
         let mut commented = false;
         for line in include_str!("../../../otel-config/namespan.yaml").lines() {
             let line = line.trim();

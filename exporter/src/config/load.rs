@@ -10,10 +10,11 @@ use super::error::ConfigError;
 use super::file::File;
 use super::given::{Given, OrDefault, flag, flags, switch};
 use super::parse;
-use super::{Config, Console, Enrich, Filters, Probes, Reach, Resource, RuntimeName, Runtimes, Scope, Signal};
+use super::{Config, Console, Enrich, Filters, Probes, Reach, Resource, RuntimeName, Runtimes, Scope, Signal, Spool};
 use crate::cli::Run;
 use crate::enrich::selection::Selection;
 use bounds::{RECORDS, SPANS};
+use export::Wanted;
 
 mod bounds;
 mod export;
@@ -25,9 +26,6 @@ pub(super) fn load(run: &Run, env: &dyn Fn(&str) -> Option<OsString>) -> Result<
     sources.config()
 }
 
-const MUTUAL_TLS: &str = "client certificates (mutual TLS) are not supported yet: unset it, and send through a Collector \
-                          if the receiver insists on one";
-
 struct Sources<'a> {
     run: &'a Run,
     env: Env<'a>,
@@ -37,33 +35,26 @@ struct Sources<'a> {
 impl Sources<'_> {
     /// What would be ignored otherwise, though somebody counts on it.
     fn refuse_unsupported(&self) -> Result<(), ConfigError> {
-        const CONFIG_FILE: &str = "Namespan does not read OpenTelemetry's declarative configuration: unset it for \
-                                   Namespan, and give its own file with --config";
-        self.refuse(&[
-            ("OTEL_CONFIG_FILE", CONFIG_FILE),
-            ("OTEL_EXPORTER_OTLP_CLIENT_KEY", MUTUAL_TLS),
-            ("OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE", MUTUAL_TLS),
-            ("OTEL_EXPORTER_OTLP_LOGS_CLIENT_KEY", MUTUAL_TLS),
-            ("OTEL_EXPORTER_OTLP_LOGS_CLIENT_CERTIFICATE", MUTUAL_TLS),
-            ("OTEL_EXPORTER_OTLP_TRACES_CLIENT_KEY", MUTUAL_TLS),
-            ("OTEL_EXPORTER_OTLP_TRACES_CLIENT_CERTIFICATE", MUTUAL_TLS),
-        ])
-    }
-
-    fn refuse(&self, refused: &[(&'static str, &'static str)]) -> Result<(), ConfigError> {
-        for (name, remedy) in refused {
-            if let Some(Given { origin, .. }) = self.env.text(name)? {
-                return Err(ConfigError::Unsupported { origin, remedy });
-            }
+        const REMEDY: &str = "Namespan does not read OpenTelemetry's declarative configuration: unset it for Namespan, \
+                              and give its own file with --config";
+        match self.env.text("OTEL_CONFIG_FILE")? {
+            Some(Given { origin, .. }) => Err(ConfigError::Unsupported { origin, remedy: REMEDY }),
+            None => Ok(()),
         }
-        Ok(())
     }
 
     fn config(&self) -> Result<Config, ConfigError> {
         let Self { run, env, file } = self;
         let defaults = Config::default();
         let disabled = env.parse("OTEL_SDK_DISABLED", parse::boolean)?.or_default(false);
-        let (logs, traces) = (self.logs()?, self.traces()?);
+        let mut destinations = self.destinations()?;
+        let logs = self.logs(destinations.iter().any(|destination| destination.logs.is_some()))?;
+        let traces = self.traces(destinations.iter().any(|destination| destination.traces.is_some()))?;
+        for destination in &mut destinations {
+            destination.logs.take_if(|_| disabled || logs.wanted != Wanted::Everywhere);
+            destination.traces.take_if(|_| disabled || traces.wanted != Wanted::Everywhere);
+        }
+        destinations.retain(|destination| destination.logs.is_some() || destination.traces.is_some());
         let has_endpoint = logs.has_endpoint || traces.has_endpoint;
         let to_console = logs.to_console || traces.to_console;
         let mut notes = Vec::new();
@@ -91,6 +82,12 @@ impl Sources<'_> {
             .or(env.parse("OTEL_LOG_LEVEL", parse::log_level)?)
             .or(file.parse("log_level", &file.schema.log_level, parse::log_level)?)
             .or_default(defaults.log_level);
+        let log_format = flag("--log-format", run.log_format.as_ref(), parse::log_format)?
+            .or(file.parse("log_format", &file.schema.log_format, parse::log_format)?)
+            .or_default(defaults.log_format);
+        let listen = flag("--listen", run.listen.as_ref(), parse::address)?
+            .or(file.parse("listen", &file.schema.listen, parse::address)?)
+            .map(|given| given.value);
         let arguments = flag("--args", run.probes.args.as_ref(), parse::arguments)?
             .or(file.parse("arguments", &file.schema.arguments, parse::arguments)?)
             .or_default(defaults.arguments);
@@ -100,7 +97,7 @@ impl Sources<'_> {
         }
         let (batch, queue) = self.batch_and_queue(&RECORDS)?;
         let (span_batch, span_queue) = self.batch_and_queue(&SPANS)?;
-        Ok(Config {
+        let mut config = Config {
             console,
             run_for,
             probes,
@@ -116,14 +113,21 @@ impl Sources<'_> {
             span_queue,
             logs: logs.export.filter(|_| !disabled),
             traces: traces.export.filter(|_| !disabled),
-            switched_off: [(logs.is_off, Signal::Logs), (traces.is_off, Signal::Traces)]
+            destinations,
+            spool: self.spool()?,
+            listen,
+            log_format,
+            switched_off: [(logs.wanted, Signal::Logs), (traces.wanted, Signal::Traces)]
                 .into_iter()
-                .filter_map(|(is_off, signal)| is_off.then_some(signal))
+                .filter_map(|(wanted, signal)| (wanted == Wanted::Nowhere).then_some(signal))
                 .collect(),
             metrics,
             log_level,
             notes,
-        })
+        };
+        let unused = unused_identities(&config);
+        config.notes.extend(unused);
+        Ok(config)
     }
 
     fn probes(&self) -> Result<Probes, ConfigError> {
@@ -141,6 +145,9 @@ impl Sources<'_> {
             ring_bytes: flag("--ring-size", flags.ring_size.as_ref(), parse::ring_bytes)?
                 .or(file.parse("probes.ring_bytes", &probes.ring_bytes, parse::ring_bytes)?)
                 .or_default(default.ring_bytes),
+            ring_delay: file
+                .parse("probes.ring_delay", &probes.ring_delay, parse::ring_delay)?
+                .or_default(default.ring_delay),
             filters: self.filters()?,
         })
     }
@@ -236,6 +243,26 @@ impl Sources<'_> {
         })
     }
 
+    fn spool(&self) -> Result<Option<Spool>, ConfigError> {
+        let (run, file) = (self.run, &self.file);
+        let spool = &file.schema.spool;
+        let directory = flag("--spool", run.export.spool.as_ref(), parse::directory)?.or(file.parse(
+            "spool.directory",
+            &spool.directory,
+            parse::directory,
+        )?);
+        let max_bytes = file.parse("spool.max_bytes", &spool.max_bytes, parse::spool_bytes)?;
+        let max_age = file.parse("spool.max_age", &spool.max_age, parse::positive_duration)?;
+        Ok(directory.map(|given| {
+            let default = Spool::at(given.value);
+            Spool {
+                max_bytes: max_bytes.or_default(default.max_bytes),
+                max_age: max_age.or_default(default.max_age),
+                directory: default.directory,
+            }
+        }))
+    }
+
     fn resource(&self) -> Result<Resource, ConfigError> {
         const SERVICE_NAME: &str = "service.name";
         let (env, file) = (&self.env, &self.file);
@@ -257,6 +284,20 @@ impl Sources<'_> {
         service_name = in_env.map(|given| given.value).or(service_name);
         Ok(Resource { service_name, attributes })
     }
+}
+
+/// Whoever gives a client certificate counts on TLS.
+fn unused_identities(config: &Config) -> Vec<String> {
+    let mut notes = Vec::new();
+    for (signal, what) in [(Signal::Logs, "logs"), (Signal::Traces, "spans")] {
+        for (name, export) in config.exports(signal) {
+            if export.client.is_some() && export.endpoint.scheme() != "https" {
+                let note = "is not https, so the client certificate is not used";
+                notes.push(format!("destination {name}: its endpoint for {what} {note}"));
+            }
+        }
+    }
+    notes
 }
 
 fn remove(attributes: &mut Vec<(String, String)>, key: &str) -> Option<String> {

@@ -1,11 +1,12 @@
 //! Text of one value comes in, the value goes out, or a phrase of what was expected.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use namespan_ebpf::settings::PATH_PREFIX_MAX;
 use tracing::level_filters::LevelFilter;
 
-use super::{Arguments, Compression, Console, Protocol, Reach, RuntimeName, Scope};
+use super::{Arguments, Compression, Console, Destination, LogFormat, Protocol, Reach, RuntimeName, Scope};
 
 mod endpoint;
 mod pairs;
@@ -17,7 +18,7 @@ pub(super) use endpoint::{EndpointKind, LOGS_PATH, METRICS_PATH, TRACES_PATH, en
 pub(super) use pairs::{Headers, attributes, headers, pairs, put};
 pub(super) use quantity::{
     args_limit, batch_bytes, bytes, cache_entries, count, duration, limit, limit_count, millis, positive_duration,
-    positive_millis, ring_bytes,
+    positive_millis, ring_bytes, ring_delay, spool_bytes,
 };
 pub(super) use selector::selector;
 pub(super) use spans::{executable, exit_code, max_per_trace, ratio, sampler, trust};
@@ -76,6 +77,10 @@ pub(super) fn log_level(text: &str) -> Result<LevelFilter, Expected> {
             ("trace", LevelFilter::TRACE),
         ],
     )
+}
+
+pub(super) fn log_format(text: &str) -> Result<LogFormat, Expected> {
+    one_of(text, &[("text", LogFormat::Text), ("json", LogFormat::Json)])
 }
 
 /// As the specification has it: the case does not matter.
@@ -145,6 +150,33 @@ pub(super) fn file_path(text: &str) -> Result<PathBuf, Expected> {
     non_empty(text).map(PathBuf::from)
 }
 
+/// Of the spool, which must not depend on where Namespan is started.
+pub(super) fn directory(text: &str) -> Result<PathBuf, Expected> {
+    if text.starts_with('/') && !text.contains('\0') {
+        return Ok(text.into());
+    }
+    expected("the absolute path of a directory such as /var/lib/namespan")
+}
+
+/// Where to listen. Port 0: the kernel chooses one.
+pub(super) fn address(text: &str) -> Result<SocketAddr, Expected> {
+    text.trim().parse().or_else(|_| expected("an IP address and a port such as 127.0.0.1:9464 or [::1]:9464"))
+}
+
+/// Longest name of a destination: it is part of metrics and of file names.
+const NAME_MAX: usize = 32;
+
+pub(super) fn destination_name(text: &str) -> Result<String, Expected> {
+    let is_ours = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'-' | b'_');
+    if text == Destination::MAIN {
+        return expected("free for use: it is the name of what flags, OTEL_* variables and `export` set");
+    }
+    if (1..=NAME_MAX).contains(&text.len()) && text.bytes().all(is_ours) {
+        return Ok(text.to_owned());
+    }
+    Err(Expected(format!("a name of 1 to {NAME_MAX} lower-case letters, digits, `-` and `_`")))
+}
+
 /// How a runtime is reached.
 pub(super) fn reach(text: &str) -> Result<Reach, Expected> {
     match text {
@@ -194,10 +226,13 @@ mod tests {
             drop(millis(&text));
             drop(size(&text));
             drop((ring_bytes(&text), args_limit(&text), batch_bytes(&text)));
+            drop((ring_delay(&text), spool_bytes(&text), directory(&text)));
+            drop((address(&text), destination_name(&text)));
             drop(attributes(&text));
             drop(pairs(&text).and_then(headers));
             drop(printable_endpoint(&text));
             for protocol in [Protocol::Grpc, Protocol::HttpJson] {
+                drop(endpoint(&format!("unix:{text}"), EndpointKind::Base, LOGS_PATH, protocol, insecure));
                 drop(endpoint(&text, EndpointKind::Base, LOGS_PATH, protocol, insecure));
             }
         }

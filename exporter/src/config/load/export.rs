@@ -1,57 +1,120 @@
 //! Where each signal is shipped.
 
-use url::Url;
+use std::path::PathBuf;
+use std::time::Duration;
 
-use super::{MUTUAL_TLS, Sources};
+use super::Sources;
 use crate::config::error::{ConfigError, Origin};
-use crate::config::file::{Entry, Schema};
+use crate::config::file::{self, Entry, Schema};
 use crate::config::given::{Given, OrDefault, flag};
-use crate::config::parse::{self, EndpointKind, Headers};
-use crate::config::{Export, Metrics, Protocol};
+use crate::config::parse::{self, EndpointKind, Exporters, Headers};
+use crate::config::{ClientIdentity, Compression, Destination, Export, Metrics, Protocol};
+
+/// Most destinations besides the main one: each has queues and connections of its own.
+const DESTINATIONS_MAX: usize = 8;
 
 /// What becomes of a signal.
 pub(super) struct Outlet {
+    /// To the main destination.
     pub export: Option<Export>,
+    pub wanted: Wanted,
     /// Also where nothing is exported to it.
     pub has_endpoint: bool,
     /// Its variable asks for the console.
     pub to_console: bool,
-    /// Nothing is wanted of it, not even on the console.
-    pub is_off: bool,
     /// Why nothing is exported, where that may surprise.
     pub note: Option<String>,
 }
 
+/// Where a signal is wanted, whatever the destinations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Wanted {
+    Everywhere,
+    OnConsole,
+    Nowhere,
+}
+
 impl Sources<'_> {
-    pub(super) fn logs(&self) -> Result<Outlet, ConfigError> {
-        self.outlet(&LOGS)
+    /// What the file says of destinations besides the main one. Nothing is inherited from that: what is secret there is
+    /// not for others, and what is needed there may be wrong elsewhere.
+    pub(super) fn destinations(&self) -> Result<Vec<Destination>, ConfigError> {
+        let file = &self.file;
+        let listed = &file.schema.destinations;
+        let mut destinations = Vec::new();
+        for (index, given) in listed.iter().enumerate() {
+            let section = format!("destinations[{index}]");
+            let key = format!("{section}.name");
+            let Some(Given { value: name, origin }) = file.parse(&key, &given.name, parse::destination_name)? else {
+                return Err(file.refusal(&section, &None, "it has no name; give it one, such as name: vendor"));
+            };
+            if index >= DESTINATIONS_MAX {
+                return Err(ConfigError::TooMany { origin, found: listed.len(), most: DESTINATIONS_MAX });
+            }
+            if destinations.iter().any(|known: &Destination| known.name == name) {
+                let expected = "a name of its own: a destination above has it".to_owned();
+                return Err(ConfigError::Invalid { origin, value: name, expected });
+            }
+            if [&given.export.endpoint, &given.logs.endpoint, &given.traces.endpoint]
+                .iter()
+                .all(|entry| entry.is_none())
+            {
+                return Err(file.refusal(&section, &given.name, "it has no endpoint; give it one, or take it out"));
+            }
+            let logs = self.export_elsewhere(&section, given, &given.logs, &LOGS)?;
+            let traces = self.export_elsewhere(&section, given, &given.traces, &TRACES)?;
+            destinations.push(Destination { name, logs, traces });
+        }
+        Ok(destinations)
     }
 
-    pub(super) fn traces(&self) -> Result<Outlet, ConfigError> {
-        let outlet = self.outlet(&TRACES)?;
+    fn export_elsewhere(
+        &self,
+        section: &str,
+        destination: &file::Destination,
+        own: &file::Signal,
+        signal: &Signal,
+    ) -> Result<Option<Export>, ConfigError> {
+        let (file, part) = (&self.file, format!("{section}.{}", signal.section));
+        let wanted = file.parse(&format!("{part}.exporter"), &own.exporter, parse::otlp)?.or_default(true);
+        let exact = file.text(&format!("{part}.endpoint"), &own.endpoint).map(|given| (given, EndpointKind::Exact));
+        let base = file.text(&format!("{section}.endpoint"), &destination.export.endpoint);
+        let endpoint = exact.or(base.map(|given| (given, EndpointKind::OwnBase)));
+        let export = self.in_file(section, &destination.export)?.to(endpoint, signal.path)?;
+        Ok(export.filter(|_| wanted))
+    }
+
+    /// `elsewhere`: another destination takes them.
+    pub(super) fn logs(&self, elsewhere: bool) -> Result<Outlet, ConfigError> {
+        self.outlet(&LOGS, elsewhere)
+    }
+
+    /// `elsewhere`: another destination takes them.
+    pub(super) fn traces(&self, elsewhere: bool) -> Result<Outlet, ConfigError> {
+        let outlet = self.outlet(&TRACES, elsewhere)?;
         if self.run.export.no_spans {
             let has_endpoint = false;
-            return Ok(Outlet { export: None, has_endpoint, is_off: true, note: None, ..outlet });
+            return Ok(Outlet { export: None, wanted: Wanted::Nowhere, has_endpoint, note: None, ..outlet });
         }
+        let is_shipped = outlet.export.is_some() || elsewhere && outlet.wanted == Wanted::Everywhere;
         match self.exits()? {
-            Some(Given { value: false, origin }) if outlet.export.is_some() => {
+            Some(Given { value: false, origin }) if is_shipped => {
                 let note = format!("{origin}: without exits there are no spans, so none are shipped");
-                Ok(Outlet { export: None, note: Some(note), ..outlet })
+                Ok(Outlet { export: None, wanted: Wanted::OnConsole, note: Some(note), ..outlet })
             }
             _ => Ok(outlet),
         }
     }
 
-    fn outlet(&self, signal: &Signal) -> Result<Outlet, ConfigError> {
+    fn outlet(&self, signal: &Signal, elsewhere: bool) -> Result<Outlet, ConfigError> {
         let by_variable = self.env.parse(signal.exporter, parse::exporters)?;
         let in_file = self.exporter_in_file(signal)?;
         let export = self.export(signal)?;
-        let has_endpoint = export.is_some();
+        let has_endpoint = export.is_some() || elsewhere;
         let to_console = by_variable.as_ref().is_some_and(|given| given.value.console);
         let Some(Given { value: exporters, origin }) = by_variable else {
-            let wanted = in_file.or_default(true);
-            let export = export.filter(|_| wanted);
-            return Ok(Outlet { export, has_endpoint, to_console, is_off: !wanted, note: None });
+            let here = in_file.or_default(true);
+            let wanted = if here || elsewhere { Wanted::Everywhere } else { Wanted::Nowhere };
+            return Ok(Outlet { export: export.filter(|_| here), wanted, has_endpoint, to_console, note: None });
         };
         let (name, [own, general]) = (signal.name, signal.endpoint);
         let note = match (exporters.otlp, has_endpoint) {
@@ -62,8 +125,12 @@ impl Sources<'_> {
                  {own}"
             )),
         };
-        let is_off = !exporters.otlp && !exporters.console;
-        Ok(Outlet { export: export.filter(|_| exporters.otlp), has_endpoint, to_console, is_off, note })
+        let wanted = match exporters {
+            Exporters { otlp: true, .. } => Wanted::Everywhere,
+            Exporters { console: true, .. } => Wanted::OnConsole,
+            Exporters { .. } => Wanted::Nowhere,
+        };
+        Ok(Outlet { export: export.filter(|_| exporters.otlp), wanted, has_endpoint, to_console, note })
     }
 
     fn exporter_in_file(&self, signal: &Signal) -> Result<Option<Given<bool>>, ConfigError> {
@@ -82,10 +149,6 @@ impl Sources<'_> {
             parse::positive_duration,
         )?);
         let Some(Given { origin, .. }) = wanted.filter(|given| given.value) else { return Ok(None) };
-        self.refuse(&[
-            ("OTEL_EXPORTER_OTLP_METRICS_CLIENT_KEY", MUTUAL_TLS),
-            ("OTEL_EXPORTER_OTLP_METRICS_CLIENT_CERTIFICATE", MUTUAL_TLS),
-        ])?;
         let Some(export) = self.export(&METRICS)? else {
             notes.push(format!("{origin} asks for otlp, but no endpoint is set: no metrics are exported"));
             return Ok(None);
@@ -96,53 +159,42 @@ impl Sources<'_> {
 
     /// `None`: no endpoint anywhere. The rest is checked all the same.
     fn export(&self, signal: &Signal) -> Result<Option<Export>, ConfigError> {
-        let (flags, env, file) = (&self.run.export, &self.env, &self.file);
-        let export = &file.schema.export;
-        let by_flag = flag("--protocol", flags.protocol.as_ref(), parse::protocol)?;
-        let protocol = signal.first(by_flag, env.both(signal.protocol, parse::protocol)?).or(file.parse(
-            "export.protocol",
-            &export.protocol,
-            parse::protocol,
-        )?);
-        let insecure = env
-            .either(signal.insecure, parse::boolean)?
-            .or(file.parse("export.insecure", &export.insecure, parse::boolean)?)
-            .or_default(false);
-        let headers = self.headers(signal)?;
-        let by_flag = flag("--compression", flags.compression.as_ref(), parse::compression)?;
-        let compression = signal.first(by_flag, env.both(signal.compression, parse::compression)?).or(file.parse(
-            "export.compression",
-            &export.compression,
-            parse::compression,
-        )?);
-        let timeout = env.either(signal.timeout, parse::millis)?.or(file.parse(
-            "export.timeout",
-            &export.timeout,
-            parse::duration,
-        )?);
-        let retry_max_elapsed = env.parse(signal.export_timeout, parse::positive_millis)?.or(file.parse(
-            "export.retry_max_elapsed",
-            &export.retry_max_elapsed,
-            parse::duration,
-        )?);
-        let ca_file = env.either(signal.certificate, parse::file_path)?.or(file.parse(
-            "export.ca_file",
-            &export.ca_file,
-            parse::file_path,
-        )?);
+        let above = self.above_file(signal)?;
+        let in_file = self.in_file("export", &self.file.schema.export)?;
+        above.over(in_file).to(self.endpoint(signal)?, signal.path)
+    }
 
-        let Some((endpoint, kind)) = self.endpoint(signal)? else { return Ok(None) };
-        let protocol = protocol.or_default(Protocol::HttpProtobuf);
-        let default = Export::to(url(endpoint, kind, signal.path, protocol, insecure)?);
-        Ok(Some(Export {
-            protocol,
-            headers: headers.or_default(default.headers),
-            compression: compression.or_default(default.compression),
-            timeout: timeout.map_or(default.timeout, |given| parse::limit(given.value)),
-            retry_max_elapsed: retry_max_elapsed.or_default(default.retry_max_elapsed),
-            ca_file: ca_file.map(|given| given.value),
-            endpoint: default.endpoint,
-        }))
+    fn above_file(&self, signal: &Signal) -> Result<Means, ConfigError> {
+        let (flags, env) = (&self.run.export, &self.env);
+        let protocol = flag("--protocol", flags.protocol.as_ref(), parse::protocol)?;
+        let compression = flag("--compression", flags.compression.as_ref(), parse::compression)?;
+        Ok(Means {
+            protocol: signal.first(protocol, env.both(signal.protocol, parse::protocol)?),
+            insecure: env.either(signal.insecure, parse::boolean)?,
+            headers: self.headers(signal)?,
+            compression: signal.first(compression, env.both(signal.compression, parse::compression)?),
+            timeout: env.either(signal.timeout, parse::millis)?,
+            retry_max_elapsed: env.parse(signal.export_timeout, parse::positive_millis)?,
+            ca_file: env.either(signal.certificate, parse::file_path)?,
+            client_certificate: env.either(signal.client_certificate, parse::file_path)?,
+            client_key: env.either(signal.client_key, parse::file_path)?,
+        })
+    }
+
+    fn in_file(&self, section: &str, export: &file::Export) -> Result<Means, ConfigError> {
+        let file = &self.file;
+        let key = |name| format!("{section}.{name}");
+        Ok(Means {
+            protocol: file.parse(&key("protocol"), &export.protocol, parse::protocol)?,
+            insecure: file.parse(&key("insecure"), &export.insecure, parse::boolean)?,
+            headers: file.headers(&key("headers"), &export.headers)?,
+            compression: file.parse(&key("compression"), &export.compression, parse::compression)?,
+            timeout: file.parse(&key("timeout"), &export.timeout, parse::duration)?,
+            retry_max_elapsed: file.parse(&key("retry_max_elapsed"), &export.retry_max_elapsed, parse::duration)?,
+            ca_file: file.parse(&key("ca_file"), &export.ca_file, parse::file_path)?,
+            client_certificate: file.parse(&key("client_certificate"), &export.client_certificate, parse::file_path)?,
+            client_key: file.parse(&key("client_key"), &export.client_key, parse::file_path)?,
+        })
     }
 
     fn endpoint(&self, signal: &Signal) -> Result<Option<(Given, EndpointKind)>, ConfigError> {
@@ -184,9 +236,82 @@ impl Sources<'_> {
             .map_err(secret(origin.clone()))?;
         let by_flag = (!given.is_empty()).then_some(Given { value: by_flag, origin });
         let [own, general] = signal.headers;
-        let (own, general) = (in_env(own)?, in_env(general)?);
-        let in_file = self.file.headers("export.headers", &self.file.schema.export.headers)?;
-        Ok(signal.first(by_flag, [own, general]).or(in_file))
+        Ok(signal.first(by_flag, [in_env(own)?, in_env(general)?]))
+    }
+}
+
+/// How something is exported, as far as it is given.
+struct Means {
+    protocol: Option<Given<Protocol>>,
+    insecure: Option<Given<bool>>,
+    headers: Option<Given<Headers>>,
+    compression: Option<Given<Compression>>,
+    timeout: Option<Given<Duration>>,
+    retry_max_elapsed: Option<Given<Duration>>,
+    ca_file: Option<Given<PathBuf>>,
+    client_certificate: Option<Given<PathBuf>>,
+    client_key: Option<Given<PathBuf>>,
+}
+
+impl Means {
+    /// Each value for itself.
+    fn over(self, below: Self) -> Self {
+        Self {
+            protocol: self.protocol.or(below.protocol),
+            insecure: self.insecure.or(below.insecure),
+            headers: self.headers.or(below.headers),
+            compression: self.compression.or(below.compression),
+            timeout: self.timeout.or(below.timeout),
+            retry_max_elapsed: self.retry_max_elapsed.or(below.retry_max_elapsed),
+            ca_file: self.ca_file.or(below.ca_file),
+            client_certificate: self.client_certificate.or(below.client_certificate),
+            client_key: self.client_key.or(below.client_key),
+        }
+    }
+
+    /// `None`: no endpoint. The rest is checked all the same.
+    fn to(self, endpoint: Option<(Given, EndpointKind)>, path: &str) -> Result<Option<Export>, ConfigError> {
+        let client = identity(self.client_certificate, self.client_key)?;
+        let Some((Given { value: text, origin }, kind)) = endpoint else { return Ok(None) };
+        let (protocol, insecure) = (self.protocol.or_default(Protocol::HttpProtobuf), self.insecure.or_default(false));
+        let default = match parse::endpoint(&text, kind, path, protocol, insecure) {
+            Ok(url) => Export::to(url),
+            Err(parse::Expected(expected)) => {
+                return Err(ConfigError::Invalid { origin, value: parse::printable_endpoint(&text), expected });
+            }
+        };
+        Ok(Some(Export {
+            protocol,
+            headers: self.headers.or_default(default.headers),
+            compression: self.compression.or_default(default.compression),
+            timeout: self.timeout.map_or(default.timeout, |given| parse::limit(given.value)),
+            retry_max_elapsed: self.retry_max_elapsed.or_default(default.retry_max_elapsed),
+            ca_file: self.ca_file.map(|given| given.value),
+            client,
+            endpoint: default.endpoint,
+        }))
+    }
+}
+
+fn identity(
+    certificate: Option<Given<PathBuf>>,
+    key: Option<Given<PathBuf>>,
+) -> Result<Option<ClientIdentity>, ConfigError> {
+    // The other one is called alike.
+    let half = |origin: Origin, lacking, [from, to]: [&str; 2]| {
+        let name = match &origin {
+            Origin::Flag(name) | Origin::Variable(name) => name,
+            Origin::File { key, .. } => key.as_str(),
+            Origin::Default => lacking,
+        };
+        let remedy = name.replace(from, to).replace(&from.to_uppercase(), &to.to_uppercase());
+        Err(ConfigError::HalfAnIdentity { origin, lacking, remedy })
+    };
+    match (certificate, key) {
+        (Some(certificate), Some(key)) => Ok(Some(ClientIdentity { certificate: certificate.value, key: key.value })),
+        (Some(Given { origin, .. }), None) => half(origin, "key", ["client_certificate", "client_key"]),
+        (None, Some(Given { origin, .. })) => half(origin, "certificate", ["client_key", "client_certificate"]),
+        (None, None) => Ok(None),
     }
 }
 
@@ -197,6 +322,8 @@ type InFile = (&'static str, fn(&Schema) -> &Entry);
 struct Signal {
     /// As people call it.
     name: &'static str,
+    /// Of the file.
+    section: &'static str,
     path: &'static str,
     /// Flags are of logs and spans: what is of metrics alone beats them.
     flags_first: bool,
@@ -211,6 +338,8 @@ struct Signal {
     timeout: [&'static str; 2],
     insecure: [&'static str; 2],
     certificate: [&'static str; 2],
+    client_certificate: [&'static str; 2],
+    client_key: [&'static str; 2],
 }
 
 impl Signal {
@@ -220,23 +349,31 @@ impl Signal {
     }
 }
 
+macro_rules! own_and_general {
+    ($name:literal, $setting:literal) => {
+        [concat!("OTEL_EXPORTER_OTLP_", $name, "_", $setting), concat!("OTEL_EXPORTER_OTLP_", $setting)]
+    };
+}
 macro_rules! signal {
     ($name:literal, $section:ident, $path:expr, $spoken:literal, $processor:literal, flags_first: $first:literal) => {
         Signal {
             name: $spoken,
+            section: stringify!($section),
             path: $path,
             flags_first: $first,
             exporter: concat!("OTEL_", $name, "_EXPORTER"),
             exporter_in_file: (concat!(stringify!($section), ".exporter"), |schema| &schema.$section.exporter),
             endpoint_in_file: (concat!(stringify!($section), ".endpoint"), |schema| &schema.$section.endpoint),
             export_timeout: concat!("OTEL_", $processor, "_EXPORT_TIMEOUT"),
-            endpoint: [concat!("OTEL_EXPORTER_OTLP_", $name, "_ENDPOINT"), "OTEL_EXPORTER_OTLP_ENDPOINT"],
-            protocol: [concat!("OTEL_EXPORTER_OTLP_", $name, "_PROTOCOL"), "OTEL_EXPORTER_OTLP_PROTOCOL"],
-            headers: [concat!("OTEL_EXPORTER_OTLP_", $name, "_HEADERS"), "OTEL_EXPORTER_OTLP_HEADERS"],
-            compression: [concat!("OTEL_EXPORTER_OTLP_", $name, "_COMPRESSION"), "OTEL_EXPORTER_OTLP_COMPRESSION"],
-            timeout: [concat!("OTEL_EXPORTER_OTLP_", $name, "_TIMEOUT"), "OTEL_EXPORTER_OTLP_TIMEOUT"],
-            insecure: [concat!("OTEL_EXPORTER_OTLP_", $name, "_INSECURE"), "OTEL_EXPORTER_OTLP_INSECURE"],
-            certificate: [concat!("OTEL_EXPORTER_OTLP_", $name, "_CERTIFICATE"), "OTEL_EXPORTER_OTLP_CERTIFICATE"],
+            endpoint: own_and_general!($name, "ENDPOINT"),
+            protocol: own_and_general!($name, "PROTOCOL"),
+            headers: own_and_general!($name, "HEADERS"),
+            compression: own_and_general!($name, "COMPRESSION"),
+            timeout: own_and_general!($name, "TIMEOUT"),
+            insecure: own_and_general!($name, "INSECURE"),
+            certificate: own_and_general!($name, "CERTIFICATE"),
+            client_certificate: own_and_general!($name, "CLIENT_CERTIFICATE"),
+            client_key: own_and_general!($name, "CLIENT_KEY"),
         }
     };
 }
@@ -245,15 +382,3 @@ const LOGS: Signal = signal!("LOGS", logs, parse::LOGS_PATH, "logs", "BLRP", fla
 const TRACES: Signal = signal!("TRACES", traces, parse::TRACES_PATH, "spans", "BSP", flags_first: true);
 // Metrics have no processor of batches: they are given up with logs.
 const METRICS: Signal = signal!("METRICS", metrics, parse::METRICS_PATH, "metrics", "BLRP", flags_first: false);
-
-fn url(
-    endpoint: Given,
-    kind: EndpointKind,
-    path: &str,
-    protocol: Protocol,
-    insecure: bool,
-) -> Result<Url, ConfigError> {
-    let shown = parse::printable_endpoint(&endpoint.value);
-    parse::endpoint(&endpoint.value, kind, path, protocol, insecure)
-        .map_err(|parse::Expected(expected)| ConfigError::Invalid { origin: endpoint.origin, value: shown, expected })
-}

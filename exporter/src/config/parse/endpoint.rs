@@ -1,4 +1,4 @@
-//! The text of an endpoint comes in, the URL to send to goes out.
+//! The text of an endpoint comes in, the URL to send to goes out: `http`, `https`, or `unix` with a socket's path.
 
 use url::Url;
 
@@ -28,10 +28,13 @@ pub(in crate::config) fn endpoint(
     protocol: Protocol,
     insecure: bool,
 ) -> Result<Url, Expected> {
-    const HTTP: &str = "an http:// or https:// URL such as http://localhost:4318";
+    const HTTP: &str = "an http:// or https:// URL such as http://localhost:4318, or unix:PATH of a socket";
     const GRPC: &str = "an http:// or https:// URL or HOST:PORT, such as http://localhost:4317 (without a scheme it is \
-                        https, unless OTEL_EXPORTER_OTLP_INSECURE is true)";
+                        https, unless OTEL_EXPORTER_OTLP_INSECURE is true), or unix:PATH of a socket";
     let text = text.trim();
+    if let Some(path) = text.strip_prefix("unix:") {
+        return socket(path.strip_prefix("//").unwrap_or(path));
+    }
     let grpc = protocol == Protocol::Grpc;
     let phrase = if grpc { GRPC } else { HTTP };
     let url = if text.contains("://") {
@@ -68,6 +71,22 @@ pub(in crate::config) fn endpoint(
         url.set_path(&path);
     }
     Ok(url)
+}
+
+/// Longest path of a socket, without its final NUL.
+const SOCKET_PATH_MAX: usize = 107;
+
+/// The path is the URL's as it was written, so that nobody has to decode it; an HTTP request's path is the signal's.
+fn socket(path: &str) -> Result<Url, Expected> {
+    let is_a_file = path.starts_with('/') && !path.ends_with('/') && path.len() <= SOCKET_PATH_MAX;
+    let is_plain = |url: &Url| url.path() == path && url.as_str().ends_with(path) && !path.contains('%');
+    let url = Url::parse(&format!("unix://{path}")).ok().filter(|url| is_a_file && is_plain(url));
+    url.ok_or_else(|| {
+        Expected(format!(
+            "unix: and the absolute path of a socket such as unix:/run/otel.sock, of at most {SOCKET_PATH_MAX} plain \
+             characters"
+        ))
+    })
 }
 
 /// An endpoint without what may be secret in it.
@@ -138,12 +157,46 @@ mod tests {
 
     #[test]
     fn an_endpoint_that_is_no_url_is_refused() {
-        for text in ["localhost:4318", "", "c", "ftp://c", "unix:///run/x", "http://", "http://c:99999", "http://c/#x"]
-        {
+        for text in ["localhost:4318", "", "c", "ftp://c", "unix", "http://", "http://c:99999", "http://c/#x"] {
             assert!(endpoint(text, EndpointKind::Base, LOGS_PATH, Protocol::HttpProtobuf, true).is_err(), "{text}");
         }
         for text in ["", "c:x", "c/path", "u@c:4317", "http://u:p@c:4317", "a b"] {
             assert!(endpoint(text, EndpointKind::Base, LOGS_PATH, Protocol::Grpc, true).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_socket_has_an_absolute_path_and_nothing_is_appended() {
+        for protocol in [Protocol::Grpc, Protocol::HttpProtobuf, Protocol::HttpJson] {
+            for kind in [EndpointKind::Base, EndpointKind::OwnBase, EndpointKind::Exact] {
+                for text in ["unix:/run/otel.sock", "unix:///run/otel.sock", " unix:/run/otel.sock "] {
+                    let url = endpoint(text, kind, LOGS_PATH, protocol, false).unwrap();
+                    assert_eq!((url.scheme(), url.path()), ("unix", "/run/otel.sock"), "{text}");
+                    assert_eq!((url.host_str(), url.query(), url.port()), (None, None, None), "{text}");
+                    assert_eq!(url.as_str(), "unix:///run/otel.sock");
+                }
+                let longest = format!("unix:/{}", "a".repeat(106));
+                assert!(endpoint(&longest, kind, LOGS_PATH, protocol, false).is_ok());
+                let longer = format!("{longest}a");
+                for text in [
+                    "unix:",
+                    "unix:otel.sock",
+                    "unix://run/otel.sock",
+                    "unix://host:1/otel.sock",
+                    "unix:/",
+                    "unix:/run/",
+                    "unix:/run/../x",
+                    "unix:/run/a b",
+                    "unix:/run/a%20b",
+                    "unix:/run/é",
+                    "unix:/run/x?y",
+                    "unix:/run/x#y",
+                    "unix:@abstract",
+                    &longer,
+                ] {
+                    assert!(endpoint(text, kind, LOGS_PATH, protocol, true).is_err(), "{text}");
+                }
+            }
         }
     }
 

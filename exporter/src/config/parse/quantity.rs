@@ -10,6 +10,9 @@ use super::{Expected, expected};
 /// Longest duration there is: sums with the clock cannot overflow.
 const DURATION_MAX: Duration = Duration::from_secs(365 * 24 * 3600);
 
+/// Less would not outlast what the queue in memory holds.
+const SPOOL_MIN: u64 = 16 << 20;
+
 /// Parts of a number and a unit, such as `500ms`, `10s` and `1h30m`.
 pub(in crate::config) fn duration(text: &str) -> Result<Duration, Expected> {
     parts(text)
@@ -104,6 +107,20 @@ pub(in crate::config) fn ring_bytes(text: &str) -> Result<u32, Expected> {
         .ok_or_else(|| Expected("a power of two from 4KiB to 1GiB, such as 8MiB".to_owned()))
 }
 
+/// How long a record may wait in the ring buffer.
+pub(in crate::config) fn ring_delay(text: &str) -> Result<Duration, Expected> {
+    match duration(text) {
+        Ok(value) if (Duration::from_millis(1)..=Duration::from_secs(1)).contains(&value) => Ok(value),
+        _ => expected("a duration from 1ms to 1s, such as 50ms"),
+    }
+}
+
+/// Of the spool of one signal for one destination.
+pub(in crate::config) fn spool_bytes(text: &str) -> Result<u64, Expected> {
+    let size = size(text)?;
+    if size >= SPOOL_MIN { Ok(size) } else { expected("a size of at least 16MiB, such as 512MiB") }
+}
+
 pub(in crate::config) fn args_limit(text: &str) -> Result<u32, Expected> {
     let size = size(text)?;
     u32::try_from(size)
@@ -180,6 +197,16 @@ mod tests {
         }
         for text in ["", "K", "1KB", "1kb", "1.5M", "-1", "1T", "99999999999999999999", "18446744073709551615K"] {
             assert!(size(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_record_waits_in_the_ring_from_a_millisecond_to_a_second() {
+        for (text, millis) in [("1ms", 1), ("50ms", 50), ("1s", 1000)] {
+            assert_eq!(ring_delay(text), Ok(Duration::from_millis(millis)));
+        }
+        for text in ["0", "0ms", "1001ms", "2s", "50"] {
+            assert!(ring_delay(text).is_err(), "{text}");
         }
     }
 
