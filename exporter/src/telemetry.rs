@@ -1,14 +1,18 @@
-//! Our own counters come in about once a second, OTLP metrics go out now and then: through the OpenTelemetry SDK, which
-//! carries nothing else. Events never wait for it, and are not lost with it.
+//! Our own counters come in about once a second; out go OTLP metrics now and then, through the OpenTelemetry SDK, which
+//! carries nothing else, and answers to whoever asks how we do. Events never wait for it, and are not lost with it.
 
 mod exporter;
+mod health;
+mod instruments;
+mod process;
+mod prometheus;
+mod server;
+mod spool;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use namespan_ebpf::wire::Program;
-use opentelemetry::metrics::{AsyncInstrument, Meter, MeterProvider as _};
-use opentelemetry::{InstrumentationScope, KeyValue};
+use opentelemetry::{InstrumentationScope, KeyValue, metrics::MeterProvider as _};
 use opentelemetry_otlp::ExporterBuildError;
 use opentelemetry_proto::tonic::common::v1::any_value::Value;
 use opentelemetry_sdk::Resource;
@@ -18,7 +22,7 @@ use thiserror::Error;
 use tokio::sync::oneshot;
 
 use crate::attach::Counted;
-use crate::config::{Config, Metrics, Protocol, Signal};
+use crate::config::{Config, Export, Protocol, Signal};
 use crate::enrich::Stats;
 use crate::model::resource::{Host, Subject, encode_resource};
 use crate::model::semconv;
@@ -26,9 +30,9 @@ use crate::processes;
 use crate::queue::Queue;
 use crate::ship::ShipError;
 use exporter::Exporter;
-
-/// How old what is exported may be.
-const FRESH: Duration = Duration::from_secs(1);
+pub use health::{Condition, Delivery, State};
+use prometheus::Scrape;
+use server::Server;
 
 #[derive(Debug, Error)]
 pub enum TelemetryError {
@@ -36,10 +40,14 @@ pub enum TelemetryError {
     Ship(#[from] ShipError),
     #[error("metrics")]
     Exporter(#[from] ExporterBuildError),
+    #[error(
+        "metrics and health can't be served on {address}, as `listen` says: {source}; set another address, or none"
+    )]
+    Bind { address: std::net::SocketAddr, source: std::io::Error },
 }
 
 /// What the pipeline knows of itself; the queue is asked when it is time.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Status {
     pub counted: Counted,
     pub cache: Stats,
@@ -50,50 +58,117 @@ pub struct Status {
     pub filtered: u64,
     /// Records that the console was too slow for.
     pub unprinted: u64,
-    pub at: Instant,
+    /// Records that wait for their container's name.
+    pub waiting: usize,
+    /// Log records and spans that were made, by [`Signal`].
+    pub created: [u64; 2],
+    /// Log records among them that no event is behind.
+    pub notes: u64,
+    pub reloads: Reloads,
 }
 
-/// The exporter of our own metrics. Dropping it ends it without a wait.
+/// What became of settings that were read anew.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Reloads {
+    pub succeeded: u64,
+    /// The old ones went on.
+    pub failed: u64,
+}
+
+/// The exporter of our own metrics, and who answers for our health. Dropping it ends both without a wait.
 #[derive(Debug)]
 pub struct Telemetry {
     shared: Arc<Shared>,
     provider: Option<SdkMeterProvider>,
+    server: Option<Server>,
 }
 
 #[derive(Debug)]
 struct Shared {
     status: Mutex<Option<Status>>,
-    shipped: Vec<Shipped>,
+    condition: Mutex<Condition>,
+    /// When the pipeline was last heard of.
+    alive: Mutex<Instant>,
+    shipped: Mutex<Vec<Shipped>>,
+    began: Instant,
 }
 
 /// What ships the signal of its queue.
 #[derive(Debug)]
 pub struct Shipped {
+    pub destination: String,
     pub queue: Arc<Queue>,
     pub protocol: Protocol,
+    /// Host and port of the endpoint, or the path of its socket.
+    pub server: (String, Option<u16>),
+    /// Most bytes of what waits.
+    pub max_bytes: usize,
+}
+
+impl Shipped {
+    #[must_use]
+    pub fn new(destination: &str, queue: &Arc<Queue>, export: &Export, max_bytes: usize) -> Self {
+        let endpoint = &export.endpoint;
+        let address = endpoint.host_str().map(|host| host.trim_start_matches('[').trim_end_matches(']'));
+        Self {
+            destination: destination.to_owned(),
+            queue: Arc::clone(queue),
+            protocol: export.protocol,
+            server: (address.unwrap_or(endpoint.path()).to_owned(), endpoint.port_or_known_default()),
+            max_bytes,
+        }
+    }
 }
 
 impl Telemetry {
-    /// Within a tokio runtime only. `shipped`: no signal twice.
-    pub fn start(metrics: &Metrics, config: &Config, shipped: Vec<Shipped>) -> Result<Self, TelemetryError> {
-        let exporter = Exporter::new(&metrics.export, metrics.interval)?;
-        let provider = SdkMeterProvider::builder()
-            .with_resource(resource(&Host::detect(), config))
-            .with_reader(PeriodicReader::builder(exporter).with_interval(metrics.interval).build())
-            .build();
-        let shared = Arc::new(Shared { status: Mutex::default(), shipped });
-        instruments(&provider, &shared);
-        Ok(Self { shared, provider: Some(provider) })
+    /// `None`: nobody is to be told. Within a tokio runtime only. `shipped`: no signal of a destination twice.
+    pub fn start(config: &Config, shipped: Vec<Shipped>) -> Result<Option<Self>, TelemetryError> {
+        if config.metrics.is_none() && config.listen.is_none() {
+            return Ok(None);
+        }
+        let shared = Arc::new(Shared::new(shipped));
+        let mut provider = SdkMeterProvider::builder().with_resource(resource(&Host::detect(), config));
+        if let Some(metrics) = &config.metrics {
+            let exporter = Exporter::new(&metrics.export, metrics.interval)?;
+            provider = provider.with_reader(PeriodicReader::builder(exporter).with_interval(metrics.interval).build());
+        }
+        let mut server = None;
+        if let Some(address) = config.listen {
+            let scrape = Scrape::default();
+            provider = provider.with_reader(scrape.clone());
+            let bound = Server::start(address, Arc::clone(&shared), scrape);
+            let bound = bound.map_err(|source| TelemetryError::Bind { address, source })?;
+            tracing::info!(address = %bound.address(), "serving /metrics, /healthz and /readyz");
+            server = Some(bound);
+        }
+        let provider = provider.build();
+        instruments::register(&provider.meter_with_scope(scope()), &shared);
+        Ok(Some(Self { shared, provider: Some(provider), server }))
     }
 
-    /// Whether what was published last is too old.
+    /// Where metrics and health are served.
     #[must_use]
-    pub fn is_due(&self, now: Instant) -> bool {
-        self.shared.status().is_none_or(|status| now.saturating_duration_since(status.at) >= FRESH)
+    pub fn address(&self) -> Option<std::net::SocketAddr> {
+        self.server.as_ref().map(Server::address)
     }
 
-    pub fn publish(&mut self, status: Status) {
-        *self.shared.status() = Some(status);
+    /// What is shipped has changed.
+    pub fn ship(&self, shipped: Vec<Shipped>) {
+        *lock(&self.shared.shipped) = shipped;
+    }
+
+    /// The pipeline goes on, whatever else can be said of it.
+    pub fn alive(&self, now: Instant) {
+        *lock(&self.shared.alive) = now;
+    }
+
+    pub fn publish(&self, status: Status) {
+        *lock(&self.shared.status) = Some(status);
+    }
+
+    /// What stands in the way of being ready.
+    pub fn tell(&self, condition: Condition) {
+        *lock(&self.shared.condition) = condition;
     }
 
     /// Exports one last time, and waits for that no longer than told.
@@ -125,206 +200,40 @@ impl Drop for Telemetry {
 }
 
 impl Shared {
-    fn status(&self) -> MutexGuard<'_, Option<Status>> {
-        self.status.lock().unwrap_or_else(PoisonError::into_inner)
+    fn new(shipped: Vec<Shipped>) -> Self {
+        let now = Instant::now();
+        Self {
+            status: Mutex::default(),
+            condition: Mutex::default(),
+            alive: Mutex::new(now),
+            shipped: Mutex::new(shipped),
+            began: now,
+        }
+    }
+
+    fn status(&self) -> Option<Status> {
+        *lock(&self.status)
     }
 }
 
-/// Every metric, once: name, unit, meaning. At rest these add up:
-/// `namespan.kernel.triggered` is the sum of `namespan.kernel.events` over its outcomes, and `otel.sdk.log.created` that of
-/// `otel.sdk.exporter.log.exported` (with and without `error.type`), `.inflight` and the queue's size; so for spans.
-fn instruments(provider: &SdkMeterProvider, shared: &Arc<Shared>) {
-    let scope = InstrumentationScope::builder(semconv::SCOPE_TELEMETRY)
+fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// As attributes have it.
+#[must_use]
+pub fn name_of(signal: Signal) -> &'static str {
+    match signal {
+        Signal::Logs => "logs",
+        Signal::Traces => "traces",
+    }
+}
+
+fn scope() -> InstrumentationScope {
+    InstrumentationScope::builder(semconv::SCOPE_TELEMETRY)
         .with_version(semconv::VERSION)
         .with_schema_url(semconv::SCHEMA_URL)
-        .build();
-    let meter = provider.meter_with_scope(scope);
-    let counter = |name, unit, description, observe: fn(&Shared, &Observer<'_, u64>)| {
-        let shared = Arc::clone(shared);
-        let callback = move |observer: &Observer<'_, u64>| observe(&shared, observer);
-        let builder = meter.u64_observable_counter(name).with_unit(unit).with_description(description);
-        builder.with_callback(callback).build();
-    };
-    let gauge = |name, unit, description, value: fn(&Status) -> f64| {
-        let shared = Arc::clone(shared);
-        let callback = move |observer: &Observer<'_, f64>| {
-            if let Some(status) = shared.status().as_ref() {
-                observer.observe(value(status), &[]);
-            }
-        };
-        let builder = meter.f64_observable_gauge(name).with_unit(unit).with_description(description);
-        builder.with_callback(callback).build();
-    };
-    counter("namespan.kernel.triggered", "{event}", "Events that happened, before any filter", |shared, observer| {
-        let Some(status) = *shared.status() else { return };
-        for program in Program::ALL {
-            observer.observe(status.counted.triggered(program), &[name_of(program)]);
-        }
-    });
-    let meaning = "What became of events in the kernel: delivered, filtered, or lost for the reason given";
-    counter("namespan.kernel.events", "{event}", meaning, |shared, observer| {
-        let Some(status) = *shared.status() else { return };
-        for program in Program::ALL {
-            for (outcome, events) in status.counted.outcomes(program) {
-                observer.observe(events, &[name_of(program), KeyValue::new(semconv::OUTCOME, outcome)]);
-            }
-        }
-    });
-    let meaning = "Delivered events that were lost on their way to the queue or to the console";
-    counter("namespan.events.dropped", "{event}", meaning, |shared, observer| {
-        let Some(status) = *shared.status() else { return };
-        for (reason, events) in [("undecodable", status.undecodable), ("console_slow", status.unprinted)] {
-            observer.observe(events, &[KeyValue::new(semconv::ERROR_TYPE, reason)]);
-        }
-    });
-    let meaning = "Delivered events of containers that are not wanted, before the kernel side was told so";
-    counter("namespan.events.filtered", "{event}", meaning, |shared, observer| {
-        let Some(status) = *shared.status() else { return };
-        observer.observe(status.filtered, &[]);
-    });
-    let meaning = "What happened in the cache of containers; one record may count under several outcomes";
-    counter("namespan.container.cache", "{occurrence}", meaning, |shared, observer| {
-        let Some(Status { cache, .. }) = *shared.status() else { return };
-        let counts = [
-            ("hit", cache.hits),
-            ("miss", cache.misses),
-            ("eviction", cache.evictions),
-            ("cgroup_eviction", cache.cgroup_evictions),
-            ("unresolved", cache.unresolved),
-            ("refused", cache.refused),
-            ("lookup_refused", cache.lookups_refused),
-        ];
-        for (outcome, count) in counts {
-            observer.observe(count, &[KeyValue::new(semconv::OUTCOME, outcome)]);
-        }
-    });
-    let meaning = "Containers that are remembered";
-    gauge("namespan.container.count", "{container}", meaning, |status| f64::from(status.cache.containers));
-    let meaning = "Runtimes that should tell of their containers, and do not";
-    gauge("namespan.runtime.degraded", "{runtime}", meaning, |status| f64::from(status.cache.degraded));
-    let meaning = "How long the container that was last forgotten for want of room had been remembered";
-    gauge("namespan.container.eviction.age", "s", meaning, |status| status.cache.evicted_age.as_secs_f64());
-    let meaning = "Spans that have begun, sampled or not";
-    counter("namespan.span.begun", "{span}", meaning, |shared, observer| {
-        let Some(status) = *shared.status() else { return };
-        observer.observe(status.processes.spans, &[]);
-    });
-    let meaning = "Live processes forgotten for want of room: their exits lack the program's name, and their span";
-    counter("namespan.process.evictions", "{process}", meaning, |shared, observer| {
-        let Some(status) = *shared.status() else { return };
-        observer.observe(status.processes.evictions, &[]);
-    });
-    for shipped in &shared.shipped {
-        signal_instruments(&meter, shipped);
-    }
-}
-
-/// What the metrics of one signal are called.
-struct Names {
-    items: &'static str,
-    unit: &'static str,
-    created: &'static str,
-    queue_size: &'static str,
-    in_flight: &'static str,
-    exported: &'static str,
-    processor: &'static str,
-    /// By protocol: gRPC, protobuf over HTTP, JSON over HTTP.
-    exporters: [&'static str; 3],
-}
-
-const LOGS: Names = Names {
-    items: "Log records",
-    unit: "{log_record}",
-    created: "otel.sdk.log.created",
-    queue_size: "otel.sdk.processor.log.queue.size",
-    in_flight: "otel.sdk.exporter.log.inflight",
-    exported: "otel.sdk.exporter.log.exported",
-    processor: "batching_log_processor",
-    exporters: ["otlp_grpc_log_exporter", "otlp_http_log_exporter", "otlp_http_json_log_exporter"],
-};
-
-const SPANS: Names = Names {
-    items: "Spans",
-    unit: "{span}",
-    // Not `otel.sdk.span.started`, which counts spans at their start and those that are not sampled too.
-    created: "namespan.span.created",
-    queue_size: "otel.sdk.processor.span.queue.size",
-    in_flight: "otel.sdk.exporter.span.inflight",
-    exported: "otel.sdk.exporter.span.exported",
-    processor: "batching_span_processor",
-    exporters: ["otlp_grpc_span_exporter", "otlp_http_span_exporter", "otlp_http_json_span_exporter"],
-};
-
-/// Those of one signal that is shipped.
-fn signal_instruments(meter: &Meter, shipped: &Shipped) {
-    let names = match shipped.queue.signal() {
-        Signal::Logs => LOGS,
-        Signal::Traces => SPANS,
-    };
-    let [grpc, http, http_json] = names.exporters;
-    let exporter = component(match shipped.protocol {
-        Protocol::Grpc => grpc,
-        Protocol::HttpProtobuf => http,
-        Protocol::HttpJson => http_json,
-    });
-    let describe = |meaning| format!("{} {meaning}", names.items);
-    let queue = Arc::clone(&shipped.queue);
-    meter
-        .u64_observable_counter(names.created)
-        .with_unit(names.unit)
-        .with_description(describe("given to the export queue"))
-        .with_callback(move |observer| observer.observe(queue.counters().snapshot().accepted, &[]))
-        .build();
-    let (queue, attributes) = (Arc::clone(&shipped.queue), component(names.processor));
-    meter
-        .i64_observable_up_down_counter(names.queue_size)
-        .with_unit(names.unit)
-        .with_description(describe("that wait in the export queue"))
-        .with_callback(move |observer| observer.observe(signed(queue.depth().records), &attributes))
-        .build();
-    let (queue, attributes) = (Arc::clone(&shipped.queue), exporter.clone());
-    meter
-        .i64_observable_up_down_counter(names.in_flight)
-        .with_unit(names.unit)
-        .with_description(describe("that were sent or are to be sent again, and are not settled"))
-        .with_callback(move |observer| observer.observe(signed(queue.counters().snapshot().in_flight), &attributes))
-        .build();
-    let queue = Arc::clone(&shipped.queue);
-    meter
-        .u64_observable_counter(names.exported)
-        .with_unit(names.unit)
-        .with_description(describe("that are settled; with error.type: rejected, or dropped, be it in the queue"))
-        .with_callback(move |observer| {
-            let counters = queue.counters().snapshot();
-            observer.observe(counters.exported, &exporter);
-            let dropped = counters.dropped.iter().map(|(reason, records)| (reason.to_string(), *records));
-            for (reason, records) in dropped.chain([("rejected".to_owned(), counters.rejected)]) {
-                let [kind, name] = exporter.clone();
-                observer.observe(records, &[kind, name, KeyValue::new(semconv::ERROR_TYPE, reason)]);
-            }
-        })
-        .build();
-}
-
-/// What a callback of an instrument observes with.
-type Observer<'a, T> = dyn AsyncInstrument<T> + 'a;
-
-fn signed(records: u64) -> i64 {
-    records.try_into().unwrap_or(i64::MAX)
-}
-
-fn component(kind: &'static str) -> [KeyValue; 2] {
-    let name = format!("{kind}/0");
-    [KeyValue::new(semconv::OTEL_COMPONENT_TYPE, kind), KeyValue::new(semconv::OTEL_COMPONENT_NAME, name)]
-}
-
-fn name_of(program: Program) -> KeyValue {
-    let name = match program {
-        Program::Exec => "exec",
-        Program::Exit => "exit",
-        Program::ExecFailed => "exec_failed",
-    };
-    KeyValue::new(semconv::PROGRAM, name)
+        .build()
 }
 
 /// The host's resource, as one service on it: ourselves.

@@ -109,7 +109,7 @@ fn exporter(export: &Export, interval: Duration, reason: &Reason) -> Result<Metr
         .with_http()
         .with_http_client(client)
         .with_protocol(protocol)
-        .with_endpoint(export.endpoint.as_str())
+        .with_endpoint(ship::http_url(export, "/v1/metrics")?)
         .with_timeout(timeout);
     Ok(exporter.build()?)
 }

@@ -1,15 +1,19 @@
 //! A status and a queue in, export requests out at a real socket.
 
+mod reference;
+mod served;
+mod spool;
+
 use std::collections::BTreeMap;
 
-use namespan_ebpf::wire::Counter;
+use namespan_ebpf::wire::{Counter, Program};
 use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceRequest;
 use opentelemetry_proto::tonic::common::v1::KeyValue as Pair;
 use opentelemetry_proto::tonic::metrics::v1::{metric, number_data_point};
 
 use super::*;
-use crate::config::{self, Export};
-use crate::queue::{Answer, Batch, Reason};
+use crate::config::{self, Export, Metrics};
+use crate::queue::{Answer, Batch, Class, Reason};
 use crate::ship::tests::collector::{self, Collector, Received, poll};
 
 /// Long enough for only the last export to happen.
@@ -35,8 +39,8 @@ fn config(address: std::net::SocketAddr, protocol: Protocol) -> Config {
 
 fn start(config: &Config, queues: &[Arc<Queue>]) -> Telemetry {
     let metrics = config.metrics.as_ref().unwrap();
-    let shipped = |queue| Shipped { queue: Arc::clone(queue), protocol: metrics.export.protocol };
-    Telemetry::start(metrics, config, queues.iter().map(shipped).collect()).unwrap()
+    let shipped = |queue| Shipped::new("main", queue, &metrics.export, 1 << 20);
+    Telemetry::start(config, queues.iter().map(shipped).collect()).unwrap().unwrap()
 }
 
 /// Triggered is filtered, delivered and lost, in every program.
@@ -56,7 +60,10 @@ fn status() -> Status {
         undecodable: 2,
         filtered: 6,
         unprinted: 0,
-        at: Instant::now(),
+        waiting: 3,
+        created: [36, 37],
+        notes: 4,
+        reloads: Reloads { succeeded: 2, failed: 1 },
     }
 }
 
@@ -64,17 +71,17 @@ fn status() -> Status {
 async fn queue(signal: Signal) -> Arc<Queue> {
     let limits = config::Queue { max_records: Some(20), ..config::Queue::default() };
     let queue = Arc::new(Queue::new(signal, limits));
+    let class = if signal == Signal::Logs { Class::Exec } else { Class::Span };
     let push = |records| {
-        let batch = Batch::seal(signal, records, b"x", Protocol::HttpProtobuf, config::Compression::None);
+        let batch = Batch::seal(class, records, b"x", Protocol::HttpProtobuf, config::Compression::None);
         queue.push(batch.unwrap());
     };
     for records in [1, 2, 4, 8] {
         push(records);
     }
-    let counters = queue.counters();
-    let _stays_in_flight = queue.pop().await.unwrap();
-    counters.deliver(queue.pop().await.unwrap().records(), 1);
-    counters.lose(Reason::Permanent(Answer::Http(400)), queue.pop().await.unwrap().records());
+    std::mem::forget(queue.pop().await.unwrap());
+    queue.pop().await.unwrap().deliver(2, 1);
+    queue.pop().await.unwrap().lose(Reason::Permanent(Answer::Http(400)), 4);
     queue.discard(1, Reason::Encoding);
     // Pushes the eight out.
     push(20);
@@ -95,8 +102,9 @@ fn values(request: &ExportMetricsServiceRequest) -> BTreeMap<String, i64> {
         for point in points {
             let value = match point.value {
                 Some(number_data_point::Value::AsInt(value)) => value,
-                // Whole numbers all.
-                Some(number_data_point::Value::AsDouble(value)) => format!("{value}").parse().unwrap(),
+                // Whole numbers all, but for times.
+                #[expect(clippy::cast_possible_truncation, reason = "no test looks at those closely")]
+                Some(number_data_point::Value::AsDouble(value)) => value as i64,
                 None => panic!("{point:?}"),
             };
             let known = values.insert(format!("{}{:?}", metric.name, texts(&point.attributes)), value);
@@ -106,12 +114,15 @@ fn values(request: &ExportMetricsServiceRequest) -> BTreeMap<String, i64> {
     values
 }
 
-fn texts(pairs: &[Pair]) -> BTreeMap<&str, &str> {
+fn texts(pairs: &[Pair]) -> BTreeMap<&str, String> {
     let mut texts = BTreeMap::new();
     for pair in pairs {
-        let value = pair.value.as_ref().and_then(|value| value.value.as_ref());
-        let Some(Value::StringValue(text)) = value else { panic!("{pair:?}") };
-        texts.insert(pair.key.as_str(), text.as_str());
+        let text = match pair.value.as_ref().and_then(|value| value.value.as_ref()) {
+            Some(Value::StringValue(text)) => text.clone(),
+            Some(Value::IntValue(value)) => value.to_string(),
+            other => panic!("{other:?}"),
+        };
+        texts.insert(pair.key.as_str(), text);
     }
     texts
 }
@@ -131,10 +142,8 @@ async fn after_the_last_export_everything_adds_up() {
         let queues = [queue(Signal::Logs).await, queue(Signal::Traces).await];
         // Tells the two apart.
         queues[1].discard(64, Reason::Encoding);
-        let mut telemetry = start(&config(collector.address, protocol), &queues);
-        assert!(telemetry.is_due(Instant::now()));
+        let telemetry = start(&config(collector.address, protocol), &queues);
         telemetry.publish(status());
-        assert!(!telemetry.is_due(Instant::now()));
         telemetry.finish(Duration::from_secs(20)).await;
 
         let received = collector.received();
@@ -153,14 +162,15 @@ async fn after_the_last_export_everything_adds_up() {
         assert_eq!(sum("namespan.kernel.events", "kernel_recursion"), 5);
         assert_eq!(sum("namespan.kernel.events", "ring_full"), 9 + 18 + 27);
 
-        for (signal, created, unencoded) in [("log", "otel.sdk.log.created", 1), ("span", "namespan.span.created", 65)]
-        {
+        for (signal, name, unencoded) in [("log", "\"logs\"", 1), ("span", "\"traces\"", 65)] {
             let exported = format!("otel.sdk.exporter.{signal}.exported");
             let waiting = sum(&format!("otel.sdk.processor.{signal}.queue.size"), "");
             let in_flight = sum(&format!("otel.sdk.exporter.{signal}.inflight"), "");
             let settled = sum(&exported, "");
             assert_eq!((settled, waiting, in_flight), (14 + unencoded, 20, 1), "{values:#?}");
-            assert_eq!(sum(created, ""), settled + waiting + in_flight);
+            assert_eq!(sum("namespan.export.accepted", name), settled + waiting + in_flight);
+            assert_eq!(sum("namespan.queue.limit", name), 1 << 20);
+            assert_eq!(sum("namespan.queue.usage", name), 1);
             for (reason, records) in [("queue_full", 8), ("permanent:400", 4), ("rejected", 1), ("encoding", unencoded)]
             {
                 assert_eq!(sum(&exported, reason), records, "{reason}");
@@ -181,6 +191,11 @@ async fn after_the_last_export_everything_adds_up() {
         assert_eq!(sum("namespan.runtime.degraded", ""), 1);
         assert_eq!(sum("namespan.events.filtered", ""), 6);
         assert_eq!(sum("namespan.span.begun", ""), 9);
+        assert_eq!((sum("otel.sdk.log.created", ""), sum("namespan.span.created", "")), (36, 37));
+        assert_eq!((sum("namespan.note.created", ""), sum("namespan.events.waiting", "")), (4, 3));
+        assert_eq!(sum("namespan.span.dropped", "\"evicted\""), 1);
+        assert_eq!(sum("namespan.config.reloads", "\"succeeded\""), 2);
+        assert!(sum("process.memory.usage", "") > 1 << 20);
         assert_eq!(sum("namespan.process.evictions", ""), 1);
         assert_eq!(sum("namespan.events.dropped", "undecodable"), 2);
     }
@@ -196,9 +211,9 @@ async fn the_resource_is_the_agent_on_its_host() {
     let found = texts(&resource.attributes);
     let host = Host::detect();
     let instance = host.id.or(host.name.clone());
-    assert_eq!((found["service.name"], found["service.version"]), ("namespan", semconv::VERSION));
-    assert_eq!(found.get("service.instance.id").copied(), instance.as_deref());
-    assert_eq!((found["team"], found.get("host.name").copied()), ("a", host.name.as_deref()));
+    assert_eq!((&*found["service.name"], &*found["service.version"]), ("namespan", semconv::VERSION));
+    assert_eq!(found.get("service.instance.id"), instance.as_ref());
+    assert_eq!((&*found["team"], found.get("host.name")), ("a", host.name.as_ref()));
     assert_eq!(found["telemetry.distro.name"], "namespan");
     assert_eq!(request.resource_metrics[0].schema_url, semconv::SCHEMA_URL);
 }
@@ -209,7 +224,7 @@ async fn a_collector_that_is_away_or_stalls_holds_up_nothing() {
     let stalling = Collector::start([collector::Answer::Stall]).await;
     for (address, protocol) in [away, stalling.address].into_iter().zip([Protocol::HttpProtobuf, Protocol::Grpc]) {
         let queue = queue(Signal::Logs).await;
-        let mut telemetry = start(&config(address, protocol), std::slice::from_ref(&queue));
+        let telemetry = start(&config(address, protocol), std::slice::from_ref(&queue));
         telemetry.publish(status());
         let began = Instant::now();
         telemetry.finish(Duration::from_millis(100)).await;
@@ -221,4 +236,50 @@ async fn a_collector_that_is_away_or_stalls_holds_up_nothing() {
     drop(telemetry);
     assert!(began.elapsed() < Duration::from_secs(4));
     poll("the last export", || stalling.received().len() == 2).await;
+}
+
+#[tokio::test]
+async fn every_destination_has_metrics_of_its_own() {
+    let collector = Collector::start([]).await;
+    let config = config(collector.address, Protocol::HttpProtobuf);
+    let to = |protocol, url: &str| Export { protocol, ..Export::to(url.parse().unwrap()) };
+    let exports = [
+        ("main", to(Protocol::HttpProtobuf, "http://a:4318/v1/logs")),
+        ("second", to(Protocol::HttpProtobuf, "https://b/v1/logs")),
+        ("third", to(Protocol::Grpc, "http://[::1]:4317")),
+    ];
+    let mut shipped = Vec::new();
+    for (index, (name, export)) in exports.iter().enumerate() {
+        let queue = queue(Signal::Logs).await;
+        queue.discard(1 << index, Reason::Encoding);
+        shipped.push(Shipped::new(name, &queue, export, 1000 + index));
+    }
+    let telemetry = Telemetry::start(&config, Vec::new()).unwrap().unwrap();
+    telemetry.ship(shipped);
+    let state = State::Failing { reason: "refused".into() };
+    let deliveries = vec![Delivery { destination: "second".into(), signal: Signal::Logs, state }];
+    telemetry.tell(Condition { deliveries, ..Condition::default() });
+    telemetry.finish(Duration::from_secs(20)).await;
+    let values = values(&decoded(&collector.received()[0]));
+    let of = |name: &str, with: &[&str]| {
+        let meant = |key: &str| key.starts_with(&format!("{name}{{")) && with.iter().all(|word| key.contains(word));
+        let found: Vec<_> = values.iter().filter(|(key, _)| meant(key)).map(|(_, value)| *value).collect();
+        let [value] = found[..] else { panic!("{name} {with:?}: {found:?} of {values:#?}") };
+        value
+    };
+    let exporters = [
+        ("otlp_http_log_exporter/0", "main", "\"a\"", "\"4318\""),
+        ("otlp_http_log_exporter/1", "second", "\"b\"", "\"443\""),
+        ("otlp_grpc_log_exporter/2", "third", "\"::1\"", "\"4317\""),
+    ];
+    for (index, (component, destination, address, port)) in exporters.into_iter().enumerate() {
+        let all = [component, destination, address, port, "\"encoding\""];
+        assert_eq!(of("otel.sdk.exporter.log.exported", &all), 1 + (1 << index));
+        let processor = format!("batching_log_processor/{index}");
+        assert_eq!(of("otel.sdk.processor.log.queue.size", &[&processor, destination]), 20);
+        let limit = of("namespan.queue.limit", &[destination, "\"logs\""]);
+        assert_eq!(limit, 1000 + i64::try_from(index).unwrap());
+    }
+    assert_eq!(of("namespan.export.status", &["second", "\"failing\""]), 1);
+    assert_eq!(of("namespan.export.status", &["second", "\"losing\""]), 0);
 }
