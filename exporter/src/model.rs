@@ -12,3 +12,4 @@ pub mod resource;
 pub mod semconv;
 pub mod span;
 pub mod text;
+pub mod uid;

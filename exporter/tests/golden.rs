@@ -16,6 +16,7 @@ use namespan::model::batch::Accumulators;
 use namespan::model::log::{Context, Encoder, Image as Program};
 use namespan::model::resource::{Host, Subject, encode_resource};
 use namespan::model::span::{self, End};
+use namespan::model::uid::Uids;
 use namespan::processes::{Processes, Seen};
 use namespan::ship::json;
 use namespan::trace::ids::Ids;
@@ -134,7 +135,8 @@ fn span_otlp(records: &[u8]) -> String {
 fn otlp(record: &[u8]) -> String {
     let event = decode::event(record).unwrap();
     let program = Program { path: b"/bin/ls".to_vec(), command: b"ls".to_vec(), args_count: 4, script: Vec::new() };
-    let context = context(Some(&program));
+    let uid = Some(Uids::of_boot([1; 16]).of_event(&event));
+    let context = Context { uid, ..context(Some(&program)) };
     let mut encoder = Encoder::new(Arguments::Redacted, AttributeLimits::default());
     request(Signal::Logs, |out| encoder.encode(&event, &context, out))
 }
@@ -156,6 +158,7 @@ fn context(image: Option<&Program>) -> Context<'_> {
         parent_creation_unix_ns: 1_794_990_000_000_000_000,
         attribution: &TOLD,
         start_type: "fork_exec",
+        uid: None,
         image,
         span: Some(SpanId([0x5b; 8])),
         trace: Some((TraceId([0x5a; 16]), 0x03)),

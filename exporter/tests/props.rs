@@ -8,6 +8,7 @@ use namespan::config::{Arguments, AttributeLimits};
 use namespan::decode;
 use namespan::enrich::{Attribution, How, Owner, cgroup};
 use namespan::model::log::{Context, Encoder};
+use namespan::model::uid::Uids;
 use opentelemetry_proto::tonic::logs::v1::LogRecord;
 use proptest::prelude::*;
 use prost::Message as _;
@@ -42,6 +43,7 @@ fn survives(record: &[u8], arguments: Arguments) -> bool {
         parent_creation_unix_ns: u64::MAX,
         attribution: &Attribution::plain(Owner::Host(None), How::None),
         start_type: "fork",
+        uid: Some(Uids::of_boot([1; 16]).of_event(&event)),
         image: None,
         span: None,
         trace: None,

@@ -39,6 +39,11 @@ impl<'a> Attributes<'a> {
         }
     }
 
+    /// Whole, whatever the limit on lengths: half of it would be somebody else's.
+    pub(super) fn id(&mut self, key: &str, value: &[u8]) {
+        self.put(key, proto::Value::Text(value));
+    }
+
     pub(super) fn int(&mut self, key: &str, value: impl Into<i64>) {
         self.put(key, proto::Value::Int(value.into()));
     }

@@ -58,6 +58,11 @@ impl Encoder {
         }
     }
 
+    /// From now on arguments leave the host like this.
+    pub fn arguments(&mut self, arguments: Arguments) {
+        self.arguments = arguments;
+    }
+
     /// Appends the fields of one `LogRecord`, without tag and length of the record itself.
     pub fn encode(&mut self, event: &Event<'_>, context: &Context<'_>, out: &mut Vec<u8>) {
         self.prepare(event, context);
@@ -71,6 +76,9 @@ impl Encoder {
         proto::any_field(out, field::BODY, proto::Value::Text(self.body.as_bytes()));
         let mut attributes = Attributes::new(out, field::ATTRIBUTES, self.limits, &mut self.scratch);
         identity(&mut attributes, event, context);
+        if let Some(uid) = &context.uid {
+            attributes.id(semconv::LOG_RECORD_UID, uid.as_bytes());
+        }
         match &event.kind {
             Kind::Exec(exec) => exec_attributes(&mut attributes, event, exec, &self.args, self.arguments),
             Kind::Exit(exit) => exit_attributes(&mut attributes, event, exit, context, &self.args),

@@ -1,9 +1,21 @@
 //! What Namespan has to say of itself, as the bytes of one OTLP `LogRecord`.
 
 use super::proto;
+use super::text::{decimal, iso_8601};
 
 pub const INFO: u8 = 9;
 pub const WARN: u8 = 13;
+pub const ERROR: u8 = 17;
+
+/// What an attribute holds.
+#[derive(Clone, Copy, Debug)]
+pub enum Value<'a> {
+    /// Left out if empty.
+    Text(&'a str),
+    Count(u64),
+    /// Nanoseconds since the Unix epoch; sent as ISO 8601, as other times are.
+    Time(u64),
+}
 
 /// Fields of `LogRecord`, in the order in which they are written.
 mod field {
@@ -15,20 +27,42 @@ mod field {
     pub const EVENT_NAME: u32 = 12;
 }
 
-/// Appends the fields of one `LogRecord`, without tag and length of the record itself. Attributes without a value are left
-/// out; those that are there make its body.
-pub fn encode(event: &str, severity: u8, unix_ns: u64, attributes: &[(&str, &str)], out: &mut Vec<u8>) {
-    let told = || attributes.iter().filter(|(_, value)| !value.is_empty());
-    let values: Vec<_> = told().map(|(_, value)| *value).collect();
+/// Appends the fields of one `LogRecord`, without tag and length of the record itself. Its attributes make its body.
+pub fn encode(event: &str, severity: u8, unix_ns: u64, attributes: &[(&str, Value<'_>)], out: &mut Vec<u8>) {
+    let told = || attributes.iter().filter(|(_, value)| !matches!(value, Value::Text("")));
     let name = event.rsplit_once('.').map_or(event, |(_, name)| name);
+    let mut body = name.as_bytes().to_vec();
+    for (index, (_, value)) in told().enumerate() {
+        body.extend_from_slice(if index == 0 { b": " } else { b", " });
+        value.append(&mut body);
+    }
     proto::fixed64_field(out, field::TIME, unix_ns);
     proto::varint_field(out, field::SEVERITY, u64::from(severity));
-    proto::any_field(out, field::BODY, proto::Value::Text(format!("{name}: {}", values.join(", ")).as_bytes()));
+    proto::any_field(out, field::BODY, proto::Value::Text(&body));
+    let mut text = Vec::new();
     for (key, value) in told() {
-        proto::key_value(out, field::ATTRIBUTES, key, proto::Value::Text(value.as_bytes()));
+        let value = match value {
+            Value::Count(count) => proto::Value::Int(i64::try_from(*count).unwrap_or(i64::MAX)),
+            Value::Text(_) | Value::Time(_) => {
+                text.clear();
+                value.append(&mut text);
+                proto::Value::Text(&text)
+            }
+        };
+        proto::key_value(out, field::ATTRIBUTES, key, value);
     }
     proto::fixed64_field(out, field::OBSERVED_TIME, unix_ns);
     proto::len_field(out, field::EVENT_NAME, event.as_bytes());
+}
+
+impl Value<'_> {
+    fn append(self, out: &mut Vec<u8>) {
+        match self {
+            Self::Text(text) => out.extend_from_slice(text.as_bytes()),
+            Self::Count(count) => decimal(out, count),
+            Self::Time(unix_ns) => iso_8601(out, unix_ns),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -42,14 +76,26 @@ mod tests {
     #[test]
     fn a_note_is_a_record_of_its_own_kind() {
         let mut bytes = Vec::new();
-        encode("namespan.attribution.degraded", WARN, 7, &[("a", "docker"), ("b", ""), ("c", "gone")], &mut bytes);
+        let attributes = [
+            ("a", Value::Text("docker")),
+            ("b", Value::Text("")),
+            ("c", Value::Count(35)),
+            ("d", Value::Time(1_764_000_000_120_000_000)),
+        ];
+        encode("namespan.attribution.degraded", WARN, 7, &attributes, &mut bytes);
         let record = LogRecord::decode(&*bytes).unwrap();
         assert_eq!(record.encode_to_vec(), bytes);
         assert_eq!((record.event_name.as_str(), record.severity_number), ("namespan.attribution.degraded", 13));
         assert_eq!((record.time_unix_nano, record.observed_time_unix_nano), (7, 7));
-        let keys: Vec<_> = record.attributes.iter().map(|pair| pair.key.as_str()).collect();
-        assert_eq!(keys, ["a", "c"]);
+        let values = record.attributes.iter().map(|pair| {
+            let value = pair.value.as_ref().unwrap().value.clone().unwrap();
+            (pair.key.as_str(), value)
+        });
+        let text = |text: &str| any_value::Value::StringValue(text.into());
+        let time = "2025-11-24T16:00:00.120Z";
+        let expected = [("a", text("docker")), ("c", any_value::Value::IntValue(35)), ("d", text(time))];
+        assert_eq!(values.collect::<Vec<_>>(), expected);
         let body = record.body.unwrap().value.unwrap();
-        assert_eq!(body, any_value::Value::StringValue("degraded: docker, gone".into()));
+        assert_eq!(body, text(&format!("degraded: docker, 35, {time}")));
     }
 }

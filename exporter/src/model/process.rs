@@ -6,6 +6,7 @@ use crate::config::Arguments;
 use crate::enrich::{Attribution, Entered, Entry, Owner};
 use crate::event::{Event, Exec, Exit, Kind};
 use crate::model::attributes::Attributes;
+use crate::model::uid::Uid;
 use crate::model::{args, names, semconv, text};
 use crate::trace::{SpanId, TraceId};
 
@@ -23,6 +24,8 @@ pub struct Context<'a> {
     pub attribution: &'a Attribution,
     /// `fork_exec`, `reexec`, `fork` or `preexisting`.
     pub start_type: &'static str,
+    /// Of the record; `None` where there is no log record.
+    pub uid: Option<Uid>,
     /// What was last executed in the process; of use for exits only.
     pub image: Option<&'a Image>,
     /// The span that the event belongs to: its process's.

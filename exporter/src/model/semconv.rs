@@ -18,6 +18,8 @@ pub const EVENT_EXIT: &str = "namespan.process.exit";
 pub const EVENT_ATTRIBUTION_DEGRADED: &str = "namespan.attribution.degraded";
 /// It does again.
 pub const EVENT_ATTRIBUTION_RECOVERED: &str = "namespan.attribution.recovered";
+/// Records are missing from what is told (severity ERROR); they are counted.
+pub const EVENT_LOST: &str = "namespan.telemetry.lost";
 
 // --- Resource -----------------------------------------------------------------------------------------------------------
 
@@ -75,6 +77,7 @@ pub const CONTAINER_USER_ID: &str = "namespan.container.user.id";
 // --- Process ------------------------------------------------------------------------------------------------------------
 
 /// int, RC: in the host's PID namespace.
+pub const LOG_RECORD_UID: &str = "log.record.uid";
 pub const PROCESS_PID: &str = "process.pid";
 /// int, RC: in the process's own PID namespace.
 pub const PROCESS_VPID: &str = "process.vpid";
@@ -138,6 +141,18 @@ pub const SYSTEMD_USER_UNIT: &str = "namespan.systemd.user_unit";
 pub const RUNTIME_SOURCE: &str = "namespan.runtime.source";
 /// string: why.
 pub const REASON: &str = "namespan.reason";
+/// string: `kernel`, `decode`, `processes`, `queue`, `spool` or `collector`; where records were lost.
+pub const LOST_STAGE: &str = "namespan.lost.stage";
+/// int: how many.
+pub const LOST_COUNT: &str = "namespan.lost.count";
+/// string ISO 8601: nothing of it was lost before this time.
+pub const LOST_START: &str = "namespan.lost.start";
+/// string ISO 8601: all of it was lost by then.
+pub const LOST_END: &str = "namespan.lost.end";
+/// string: where records are shipped to, by the name that the settings give it; `main` is that of flags and variables.
+pub const DESTINATION: &str = "namespan.destination";
+/// string: `logs` or `traces`.
+pub const SIGNAL: &str = "namespan.signal";
 /// string: `fork_exec`, `reexec`, `fork` or `preexisting`; how the process came to its image.
 pub const START_TYPE: &str = "namespan.process.start_type";
 /// double, seconds from fork to exit.
@@ -231,3 +246,11 @@ pub const OTEL_COMPONENT_NAME: &str = "otel.component.name";
 pub const PROGRAM: &str = "namespan.program";
 /// string: what came of it.
 pub const OUTCOME: &str = "namespan.outcome";
+/// string: `untried`, `delivering`, `failing`, `losing` or `refused`; how a destination does.
+pub const STATE: &str = "namespan.state";
+/// string, stable: host of an endpoint, or the path of its socket.
+pub const SERVER_ADDRESS: &str = "server.address";
+/// int, stable.
+pub const SERVER_PORT: &str = "server.port";
+/// string, Dev: `user` or `system`.
+pub const CPU_MODE: &str = "cpu.mode";

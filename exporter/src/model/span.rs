@@ -100,6 +100,11 @@ impl Encoder {
         }
     }
 
+    /// From now on arguments leave the host like this.
+    pub fn arguments(&mut self, arguments: Arguments) {
+        self.arguments = arguments;
+    }
+
     /// What an exec says of its process's span.
     pub fn begin(&mut self, event: &Event<'_>, exec: &Exec<'_>, context: &Context<'_>) -> Begun {
         let limits = args::Limits { value_length: self.limits.value_length, ..ARGUMENTS };

@@ -34,6 +34,11 @@ impl Ids {
         Self { boot, pool: [0; POOL], used: POOL }
     }
 
+    #[must_use]
+    pub fn boot(&self) -> [u8; 16] {
+        self.boot
+    }
+
     /// The same for the same process, whoever asks and however often: `SipHash-2-4` of tgid and start, little endian, keyed by
     /// the boot id.
     #[must_use]

@@ -11,6 +11,7 @@ use namespan_ebpf::wire::{self, flag};
 use super::*;
 use crate::enrich::{Attribution, How, Owner};
 use crate::event::{Args, CgroupPath, EnvContext, Exec, ExitStatus};
+use crate::model::uid::Uids;
 use crate::trace::{SpanId, TraceId};
 
 const UNLIMITED: AttributeLimits = AttributeLimits { value_length: None, count: usize::MAX };
@@ -68,6 +69,7 @@ fn context() -> Context<'static> {
         parent_creation_unix_ns: 0,
         attribution: &BY_PATH,
         start_type: "fork_exec",
+        uid: None,
         image: None,
         span: None,
         trace: None,
@@ -307,6 +309,18 @@ fn limits_cut_values_by_characters_and_the_least_important_attributes() {
     let whole = usual(&self::exec(all(b"ls\0x\0"))).record.attributes.len();
     assert_eq!(exec.record.dropped_attributes_count as usize, whole - 7);
     assert_eq!(exec.body(), "exec /bin/ls éééé");
+}
+
+#[test]
+fn a_uid_is_whole_or_not_there() {
+    let event = exec(all(ARGV));
+    let uid = Uids::of_boot([7; 16]).of_event(&event);
+    let context = Context { uid: Some(uid), ..context() };
+    let text = std::str::from_utf8(uid.as_bytes()).unwrap();
+    let with = |limits| encoded(&event, &context, Arguments::Redacted, limits);
+    assert_eq!(with(UNLIMITED).text("log.record.uid"), text);
+    assert_eq!(with(AttributeLimits { value_length: Some(3), count: 3 }).text("log.record.uid"), text);
+    assert!(!with(AttributeLimits { value_length: None, count: 2 }).has("log.record.uid"));
 }
 
 #[test]

@@ -111,6 +111,7 @@ impl Case<'_> {
             parent_creation_unix_ns: START,
             attribution: &Attribution::plain(Owner::Host(None), How::None),
             start_type: "fork_exec",
+            uid: None,
             image: None,
             span: None,
             trace: None,
