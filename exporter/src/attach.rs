@@ -5,17 +5,20 @@ pub mod refusal;
 
 use std::fs;
 use std::io;
+use std::ops::AddAssign;
 use std::os::fd::{AsFd as _, AsRawFd as _};
+use std::time::Duration;
 
-use aya::maps::{HashMap, MapData, PerCpuArray, RingBuf};
+use aya::maps::{Array, HashMap, MapData, PerCpuArray, RingBuf};
 use aya::programs::{BtfTracePoint, ProgramError, TracePoint};
 use aya::{Btf, Ebpf, EbpfError, EbpfLoader, Endianness};
 use namespan_ebpf::offsets::Offsets;
-use namespan_ebpf::settings::Settings;
+use namespan_ebpf::settings::{Settings, Shift};
 use namespan_ebpf::wire::{Counter, Place, Program};
 use thiserror::Error;
 use zerocopy::IntoBytes as _;
 
+use crate::clock::boot_ns;
 use crate::config::{Filters, Probes};
 
 /// Every program's object file; rustc built it, so its structs are ours and its kernel offsets come from [`btf`].
@@ -63,6 +66,8 @@ pub enum AttachError {
 pub struct Attached {
     ebpf: Ebpf,
     counters: PerCpuArray<MapData, u64>,
+    /// When events are taken, as a [`Shift`], and its beginning.
+    shift: (Array<MapData, [u64; 2]>, u64),
     /// Fields that this kernel lacks and nothing fails without.
     pub missing: Vec<&'static str>,
     /// Runs of each program that the kernel skipped, read before it was detached.
@@ -124,6 +129,19 @@ impl Counted {
     }
 }
 
+impl AddAssign for Counted {
+    fn add_assign(&mut self, other: Self) {
+        for (own, others) in self.counts.iter_mut().zip(other.counts) {
+            for (count, other) in own.iter_mut().zip(others) {
+                *count += other;
+            }
+        }
+        for (skipped, other) in self.skipped.iter_mut().zip(other.skipped) {
+            *skipped += other;
+        }
+    }
+}
+
 #[cfg(test)]
 impl Counted {
     pub(crate) fn from_parts(
@@ -142,14 +160,30 @@ const LOST: [(&str, Counter); 4] = [
     ("kernel_untracked", Counter::LostUntracked),
 ];
 
-/// Loads every program that the settings ask for and attaches it. Returns the ring's reader and, where containers are
-/// filtered, the kernel's list of them beside the programs.
+/// Loads every program that the settings ask for and attaches it; from now on they take what happens. Returns the ring's
+/// reader and, where containers are filtered, the kernel's list of them beside the programs.
 pub fn attach(probes: &Probes) -> Result<(Attached, RingBuf<MapData>, Option<Unwanted>), AttachError> {
-    let kernel = btf::read_kernel()?;
-    let resolved = btf::Btf::parse(&kernel)?.resolve()?;
-    let types = Btf::parse(&kernel, Endianness::default()).map_err(|source| AttachError::Load(source.into()))?;
-    drop(kernel);
+    attach_from(probes, 0)
+}
+
+/// As [`attach`], but nothing is taken before [`Attached::take_over`].
+pub fn attach_idle(probes: &Probes) -> Result<(Attached, RingBuf<MapData>, Option<Unwanted>), AttachError> {
+    attach_from(probes, NEVER)
+}
+
+fn attach_from(
+    probes: &Probes,
+    from_boot_ns: u64,
+) -> Result<(Attached, RingBuf<MapData>, Option<Unwanted>), AttachError> {
+    let (resolved, types) = {
+        let kernel = btf::read_kernel()?;
+        let kernel = btf::Btf::parse(&kernel)?;
+        (kernel.resolve()?, types_of(&kernel)?)
+    };
     let mut ebpf = load(probes, &resolved.offsets, &types)?;
+    let shift = Array::try_from(take_map(&mut ebpf, "SHIFT")?);
+    let mut shift = shift.map_err(|source| AttachError::Map { name: "SHIFT", source })?;
+    set(&mut shift, Shift { from_boot_ns, until_boot_ns: NEVER })?;
     for (program, tracepoint, kind) in BTF_PROBES {
         if kind == Program::Exec || probes.exits {
             attach_btf(&mut ebpf, program, tracepoint, &types)?;
@@ -171,7 +205,18 @@ pub fn attach(probes: &Probes) -> Result<(Attached, RingBuf<MapData>, Option<Unw
     } else {
         None
     };
-    Ok((Attached { ebpf, counters, missing: resolved.missing, skipped: [0; _] }, ring, unwanted))
+    let shift = (shift, from_boot_ns);
+    Ok((Attached { ebpf, counters, shift, missing: resolved.missing, skipped: [0; _] }, ring, unwanted))
+}
+
+/// In time to be seen by programs that run on another CPU.
+const NOTICE: Duration = Duration::from_millis(5);
+/// The boot clock is not there yet.
+const NEVER: u64 = u64::MAX;
+
+fn set(map: &mut Array<MapData, [u64; 2]>, shift: Shift) -> Result<(), AttachError> {
+    let set = map.set(0, [shift.from_boot_ns, shift.until_boot_ns], 0);
+    set.map_err(|source| AttachError::Map { name: "SHIFT", source })
 }
 
 /// Where processes are that the kernel side does not tell of.
@@ -205,7 +250,7 @@ pub struct Tried {
 
 /// Creates the maps; then loads each program, attaches it and takes it away again. Mounts nothing, leaves nothing.
 pub fn try_hooks(probes: &Probes, kernel: &[u8], offsets: &Offsets) -> Result<Vec<Tried>, AttachError> {
-    let types = Btf::parse(kernel, Endianness::default()).map_err(|source| AttachError::Load(source.into()))?;
+    let types = types_of(&btf::Btf::parse(kernel)?)?;
     let mut ebpf = load(probes, offsets, &types)?;
     let mut tried = Vec::new();
     for (program, tracepoint, _) in BTF_PROBES {
@@ -222,6 +267,21 @@ pub fn try_hooks(probes: &Probes, kernel: &[u8], offsets: &Offsets) -> Result<Ve
 }
 
 impl Attached {
+    /// Takes what happens from some moment on, the next milliseconds, and `old` what happened before; that moment, by the
+    /// boot clock. An event of that very moment may be taken by both, none by neither.
+    pub fn take_over(&mut self, old: &mut Self) -> Result<u64, AttachError> {
+        loop {
+            let at = boot_ns() + u64::try_from(NOTICE.as_nanos()).unwrap_or(u64::MAX);
+            set(&mut self.shift.0, Shift { from_boot_ns: at, until_boot_ns: NEVER })?;
+            // Else this process stood still in between, and nobody would have the time from then on.
+            if boot_ns() < at {
+                self.shift.1 = at;
+                set(&mut old.shift.0, Shift { from_boot_ns: old.shift.1, until_boot_ns: at })?;
+                return Ok(at);
+            }
+        }
+    }
+
     /// What has been counted so far.
     pub fn counted(&self) -> Result<Counted, AttachError> {
         let mut counts = [[0; Counter::ALL.len()]; Program::ALL.len()];
@@ -269,6 +329,12 @@ fn unload(result: Result<(), ProgramError>, program: &'static str) -> Result<(),
         Err(ProgramError::NotLoaded) | Ok(()) => Ok(()),
         Err(source) => Err(AttachError::Program { program, source }),
     }
+}
+
+/// What attaching to [`BTF_PROBES`] takes of the kernel's types.
+fn types_of(kernel: &btf::Btf<'_>) -> Result<Btf, AttachError> {
+    let types = kernel.of_tracepoints(&BTF_PROBES.map(|(_, tracepoint, _)| tracepoint));
+    Btf::parse(&types, Endianness::default()).map_err(|source| AttachError::Load(source.into()))
 }
 
 fn load(probes: &Probes, offsets: &Offsets, types: &Btf) -> Result<Ebpf, AttachError> {

@@ -5,6 +5,7 @@
 pub mod cli;
 pub mod config;
 pub mod pipeline;
+pub mod reload;
 
 pub mod attach;
 pub mod ring;
@@ -20,6 +21,8 @@ pub mod console;
 pub mod queue;
 pub mod ship;
 pub mod telemetry;
+pub mod lifecycle;
+pub mod own_log;
 
 pub mod check;
 pub mod list;

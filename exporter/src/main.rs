@@ -6,14 +6,14 @@ use std::process::ExitCode;
 use anyhow::{Context as _, Result};
 use clap::Parser as _;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc;
 use tracing::level_filters::LevelFilter;
-use tracing_subscriber::filter::Targets;
-use tracing_subscriber::layer::SubscriberExt as _;
-use tracing_subscriber::util::SubscriberInitExt as _;
 
 use namespan::cli::{Cli, Command, Run};
-use namespan::config::Config;
+use namespan::config::{self, Config};
+use namespan::own_log;
 use namespan::pipeline::Pipeline;
+use namespan::reload::Settings;
 
 /// The work is one straight line with a sender beside it.
 const WORKERS: usize = 2;
@@ -32,32 +32,38 @@ fn main() -> ExitCode {
 
 fn run(flags: &Run) -> Result<ExitCode> {
     let config = Config::load(flags, &|name| std::env::var_os(name))?;
-    log_to_stderr(config.log_level);
+    let log = own_log::to_stderr(config.log_level, config.log_format);
     for note in &config.notes {
         tracing::info!("{note}");
     }
     let runtime = runtime()?;
-    let ended = runtime.block_on(watch(&config));
+    runtime.spawn(log.limit.clone().keep_telling());
+    let ended = runtime.block_on(watch(flags, &config, &log.set_level));
+    log.limit.finish();
     // A name that is still being looked up is nothing to wait for.
     runtime.shutdown_background();
     ended
 }
 
-async fn watch(config: &Config) -> Result<ExitCode> {
+async fn watch(flags: &Run, config: &Config, set_log_level: impl Fn(LevelFilter)) -> Result<ExitCode> {
     let mut signals = Signals::new()?;
+    let (reloads, taken_up) = mpsc::channel(1);
+    let settings = Settings::new(flags, config.clone(), reloads, signals.hangup.take());
     let mut pipeline = Pipeline::start(config)?;
-    match (&config.logs, &config.traces) {
-        (Some(logs), Some(traces)) => {
-            tracing::info!(logs = %logs.endpoint, spans = %traces.endpoint, "watching, and shipping logs and spans");
+    let mut is_shipping = false;
+    for (signal, what) in [(config::Signal::Logs, "logs"), (config::Signal::Traces, "spans")] {
+        for (destination, export) in config.exports(signal) {
+            is_shipping = true;
+            tracing::info!(destination, endpoint = %export.endpoint, "watching, and shipping {what}");
         }
-        (Some(logs), None) => tracing::info!(endpoint = %logs.endpoint, "watching, and shipping logs"),
-        (None, Some(traces)) => tracing::info!(endpoint = %traces.endpoint, "watching, and shipping spans"),
-        (None, None) => tracing::info!("watching; nothing is shipped"),
+    }
+    if !is_shipping {
+        tracing::info!("watching; nothing is shipped");
     }
     if let Some(metrics) = &config.metrics {
         tracing::info!(endpoint = %metrics.export.endpoint, "exporting metrics of Namespan itself");
     }
-    let stop = async {
+    let stop = Box::pin(async {
         tokio::select! {
             () = signals.next() => {}
             () = async {
@@ -66,9 +72,10 @@ async fn watch(config: &Config) -> Result<ExitCode> {
                     None => std::future::pending().await,
                 }
             } => {}
+            never = settings.follow(|config| set_log_level(config.log_level)) => match never {},
         }
-    };
-    pipeline.run(stop).await;
+    });
+    pipeline.run(stop, taken_up).await;
     tokio::select! {
         summary = pipeline.finish() => {
             say(&summary.to_string());
@@ -110,11 +117,18 @@ fn runtime() -> Result<tokio::runtime::Runtime> {
 struct Signals {
     interrupt: Signal,
     terminate: Signal,
+    /// Where there is a terminal to hang up, it ends us as ever; elsewhere it asks for other settings.
+    hangup: Option<Signal>,
 }
 
 impl Signals {
     fn new() -> Result<Self> {
-        Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
+        let has_terminal = io::stdin().is_terminal() || io::stderr().is_terminal();
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+            hangup: if has_terminal { None } else { Some(signal(SignalKind::hangup())?) },
+        })
     }
 
     async fn next(&mut self) {
@@ -123,13 +137,6 @@ impl Signals {
             _ = self.terminate.recv() => {}
         }
     }
-}
-
-/// Our own diagnostics. Libraries may only complain: at lower levels some of them print what containers are given.
-fn log_to_stderr(level: LevelFilter) {
-    let levels = Targets::new().with_target("namespan", level).with_default(level.min(LevelFilter::ERROR));
-    let format = tracing_subscriber::fmt::layer().with_writer(io::stderr).with_ansi(io::stderr().is_terminal());
-    tracing_subscriber::registry().with(format.with_target(false)).with(levels).init();
 }
 
 /// A closing word on standard error, which may be closed itself.

@@ -1,7 +1,10 @@
 //! The straight line: what waits in the ring becomes log records and spans in their queues and rows on the
 //! console.
 
+mod handover;
 mod lane;
+mod losses;
+mod reload;
 mod resources;
 mod selects;
 mod summary;
@@ -12,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use thiserror::Error;
 use tokio::sync::mpsc;
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::time::{Interval, MissedTickBehavior, interval, timeout};
 
 use namespan_ebpf::wire::Counter;
 
@@ -22,22 +25,28 @@ use crate::config::{Config, Probes, Signal};
 use crate::console::Console;
 use crate::enrich::runtime::{Line, Update, follow};
 use crate::enrich::{self, Enricher, Source};
+use crate::lifecycle::Lifecycle;
+use crate::queue::SpoolError;
 use crate::ring::Ring;
 use crate::ship::ShipError;
-use crate::telemetry::{Telemetry, TelemetryError};
+use crate::telemetry::{Condition, Telemetry, TelemetryError};
 use lane::Lane;
+use reload::Reloading;
+pub use reload::{Reload, ReloadError};
 use selects::Selects;
 pub use summary::{Fate, Summary};
 use work::{Traced, Work};
 
-/// The kernel side wakes us when much waits; this is for the rest, and for everything with a deadline.
-const TICK: Duration = Duration::from_millis(20);
+/// From one look at our own counters to the next.
+const LOOK: Duration = Duration::from_secs(1);
 /// Records handled before looking at anything else.
 const TURN: usize = 4096;
 /// The least that the drain leaves for the last metrics.
 const LAST_METRICS: Duration = Duration::from_secs(1);
 /// Most that a program which was running when it was detached still takes.
 const REST: Duration = Duration::from_millis(200);
+/// What systemd is told while all is well.
+const WATCHING: &str = "watching";
 /// Questions to the runtime, and its answers, that may wait.
 const LOOKUPS: usize = 1024;
 const UPDATES: usize = 1024;
@@ -53,6 +62,8 @@ pub enum PipelineError {
     #[error("which boot this is, which span ids are made of, can't be read: /proc/sys/kernel/random/boot_id: {0}")]
     BootId(#[source] std::io::Error),
     #[error(transparent)]
+    Spool(#[from] SpoolError),
+    #[error(transparent)]
     Ship(#[from] ShipError),
     #[error(transparent)]
     Telemetry(#[from] TelemetryError),
@@ -60,22 +71,27 @@ pub enum PipelineError {
 
 /// Everything between the kernel and the collector. Dropping it detaches the programs.
 pub struct Pipeline {
+    /// What the programs at work were loaded with.
+    probes: Probes,
     attached: Attached,
+    /// What programs counted that have been replaced.
+    retired: Counted,
     ring: Ring,
     updates: Option<mpsc::Receiver<(usize, Update)>>,
     work: Work,
     telemetry: Option<Telemetry>,
+    lifecycle: Lifecycle,
+    looked: Option<Instant>,
 }
 
 impl Pipeline {
     /// Attaches the programs and starts what runs beside. Within a tokio runtime only.
     pub fn start(config: &Config) -> Result<Self, PipelineError> {
         let console = Console::new(config).map_err(PipelineError::Console)?;
-        let logs = Lane::start(Signal::Logs, config.logs.as_ref(), config.batch, config.queue)?;
-        let spans = Lane::start(Signal::Traces, config.traces.as_ref(), config.span_batch, config.span_queue)?;
-        let traced = Traced::new(config, &console, &logs, &spans);
-        let probes =
-            Probes { env_context: traced.ids && !config.spans.env_context.is_empty(), ..config.probes.clone() };
+        let logs = Lane::start(Signal::Logs, config)?;
+        let spans = Lane::start(Signal::Traces, config)?;
+        let traced = Traced::new(config, &console);
+        let probes = traced.probes(config);
         let (attached, ring, unwanted) = attach(&probes).map_err(PipelineError::Attach)?;
         if !attached.missing.is_empty() {
             tracing::warn!(fields = ?attached.missing, "this kernel lacks fields: records go without them");
@@ -83,24 +99,32 @@ impl Pipeline {
         let ring = Ring::new(ring).map_err(PipelineError::Ring)?;
         let (enricher, updates) = runtimes(config);
         let selects = unwanted.map(|unwanted| Selects::new(probes.filters.clone(), unwanted));
-        let shipped = [&logs, &spans].into_iter().filter_map(Lane::shipped).collect();
-        let telemetry =
-            config.metrics.as_ref().map(|metrics| Telemetry::start(metrics, config, shipped)).transpose()?;
+        let shipped = logs.shipped().chain(spans.shipped()).collect();
+        let telemetry = Telemetry::start(config, shipped)?;
         let work = Work::new(config, enricher, console, logs, spans, selects).map_err(PipelineError::BootId)?;
-        Ok(Self { attached, ring, updates, work, telemetry })
+        let mut lifecycle = Lifecycle::of_environment();
+        lifecycle.ready(WATCHING);
+        let retired = Counted::default();
+        Ok(Self { probes, attached, retired, ring, updates, work, telemetry, lifecycle, looked: None })
     }
 
-    /// Works until `stop` is ready, or until nobody reads what is printed and nothing is shipped.
-    pub async fn run(&mut self, stop: impl Future<Output = ()>) {
+    /// Works until `stop` is ready, or until nobody reads what is printed and nothing is shipped. Meanwhile takes up other
+    /// settings.
+    pub async fn run(&mut self, stop: impl Future<Output = ()>, mut reloads: mpsc::Receiver<Reload>) {
         let mut stop = std::pin::pin!(stop);
-        let mut tick = interval(TICK);
-        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut reloading = Reloading::default();
+        let mut tick = ticks(self.probes.ring_delay);
         // More waits than one turn takes: go on at once, but look at everything else in between.
         let mut more = false;
         loop {
             tokio::select! {
                 () = &mut stop => return,
                 (source, update) = next(&mut self.updates) => self.work.learn(source, update),
+                Some(reload) = reloads.recv(), if reloading.is_idle() => self.begin_reload(reload, &mut reloading),
+                ready = reloading.ready() => {
+                    Box::pin(self.reload(ready)).await;
+                    tick = ticks(self.probes.ring_delay);
+                }
                 result = self.ring.wait() => {
                     // Without wake-ups there is still the tick.
                     if let Err(error) = result {
@@ -111,7 +135,7 @@ impl Pipeline {
                 _ = tick.tick() => {}
             }
             more = self.turn() == TURN;
-            self.publish();
+            self.look();
             if self.work.has_no_readers() {
                 return;
             }
@@ -121,12 +145,18 @@ impl Pipeline {
     /// Ends as everything flows: detaches, reads the ring's rest, ships the rest, and says what became of every event.
     pub async fn finish(mut self) -> Summary {
         let began = Instant::now();
+        self.lifecycle.stopping();
+        if let Some(telemetry) = &self.telemetry {
+            telemetry.tell(Condition { stopping: true, ..self.work.condition() });
+        }
         if let Err(error) = self.attached.detach() {
             tracing::error!(%error, "detaching failed");
         }
         self.read_rest().await;
+        let counted = self.counted();
         let Self { attached, mut work, telemetry, .. } = self;
-        work.finish();
+        drop(attached);
+        work.finish(counted.as_ref().ok());
         // A terminal that was stopped must not stop us too.
         if timeout(work.drain, work.console.finish()).await.is_err() {
             tracing::error!("standard output takes nothing any more: its last events are not printed");
@@ -134,8 +164,7 @@ impl Pipeline {
         work.logs.end();
         work.spans.lane.end();
         tokio::join!(work.logs.ended(), work.spans.lane.ended());
-        let counted = attached.counted();
-        if let Some(mut telemetry) = telemetry {
+        if let Some(telemetry) = telemetry {
             if let Ok(counted) = &counted {
                 telemetry.publish(work.status(*counted));
             }
@@ -155,7 +184,7 @@ impl Pipeline {
         let deadline = Instant::now() + REST;
         loop {
             while self.turn() == TURN {}
-            let written = self.attached.counted().map_or(0, |counted| counted.sum(Counter::Delivered));
+            let written = self.counted().map_or(0, |counted| counted.sum(Counter::Delivered));
             if self.work.read >= written || Instant::now() > deadline {
                 return;
             }
@@ -163,13 +192,34 @@ impl Pipeline {
         }
     }
 
-    /// Our own counters, once in a while.
-    fn publish(&mut self) {
-        let Some(telemetry) = self.telemetry.as_mut().filter(|telemetry| telemetry.is_due(self.work.now)) else {
+    /// What all programs counted, those that have been replaced too.
+    fn counted(&self) -> Result<Counted, AttachError> {
+        let mut counted = self.attached.counted()?;
+        counted += self.retired;
+        Ok(counted)
+    }
+
+    /// Once in a while: what our own counters say is told to whoever wants to know.
+    fn look(&mut self) {
+        let now = self.work.now;
+        self.lifecycle.alive(now);
+        if self.looked.is_some_and(|looked| now.saturating_duration_since(looked) < LOOK) {
             return;
-        };
+        }
+        self.looked = Some(now);
+        let condition = self.work.condition();
+        self.lifecycle.status(condition.obstacles().first().map_or(WATCHING, String::as_str));
+        if let Some(telemetry) = &self.telemetry {
+            telemetry.alive(now);
+            telemetry.tell(condition);
+        }
+        if self.telemetry.is_none() && !self.work.logs.is_wanted(&self.work.console) {
+            return;
+        }
         // What could not be read now is there the next time.
-        if let Ok(counted) = self.attached.counted() {
+        let Ok(counted) = self.counted() else { return };
+        self.work.tell_losses(&counted, false);
+        if let Some(telemetry) = &self.telemetry {
             telemetry.publish(self.work.status(counted));
         }
     }
@@ -182,6 +232,13 @@ impl Pipeline {
         work.end();
         records
     }
+}
+
+/// The kernel side wakes us when much waits; this is for the rest, and for everything with a deadline.
+fn ticks(every: Duration) -> Interval {
+    let mut ticks = interval(every);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticks
 }
 
 /// The container runtimes' side: questions go to tasks of their own, answers come back.

@@ -22,8 +22,12 @@ mod identity;
 mod lineage;
 #[path = "kernel/load.rs"]
 mod load;
+#[path = "kernel/losses.rs"]
+mod losses;
 #[path = "kernel/paths.rs"]
 mod paths;
+#[path = "kernel/systemd.rs"]
+mod systemd;
 #[path = "kernel/workload.rs"]
 mod workload;
 #[path = "kernel/watch.rs"]

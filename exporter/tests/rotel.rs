@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use namespan::config::{self, Compression, Export, Protocol, Signal};
-use namespan::queue::{Batch, Queue};
+use namespan::queue::{Batch, Class, Queue};
 use namespan::ship;
 use opentelemetry_proto::tonic::collector::logs::v1::ExportLogsServiceRequest;
 use opentelemetry_proto::tonic::common::v1::any_value::Value;
@@ -44,15 +44,15 @@ async fn rotel_reads_what_we_ship() {
         let export = rotel.export(protocol, compression);
         let drain = Duration::from_secs(30);
         let queue = Arc::new(Queue::new(Signal::Logs, config::Queue { max_bytes: 1 << 20, max_records: None, drain }));
-        let task = ship::spawn(&export, queue.clone()).unwrap();
-        queue.push(Batch::seal(Signal::Logs, 2, &request(&mark).encode_to_vec(), protocol, compression).unwrap());
+        let mut shipper = ship::spawn(&export, queue.clone()).unwrap();
+        queue.push(Batch::seal(Class::Exec, 2, &request(&mark).encode_to_vec(), protocol, compression).unwrap());
         eventually("settled", || {
             let counts = queue.counters().snapshot();
             counts.exported + counts.rejected + counts.dropped_total() == 2
         })
         .await;
         queue.close();
-        task.await.unwrap();
+        shipper.ended().await;
         println!("{mark}: {:?}", queue.counters().snapshot());
         assert_eq!(queue.counters().snapshot().exported, 2, "{mark}");
         let seen = || std::fs::read_to_string(&log).unwrap().matches(&mark).count();
@@ -96,6 +96,7 @@ impl Rotel {
             timeout: Some(Duration::from_secs(10)),
             retry_max_elapsed: Duration::from_secs(60),
             ca_file: None,
+            client: None,
         }
     }
 }

@@ -9,6 +9,10 @@ use std::ffi::CStr;
 use namespan_ebpf::offsets::{FIELDS, Field, Need, Offsets, Place};
 
 const KERNEL: &str = "/sys/kernel/btf/vmlinux";
+const MAGIC: u16 = 0xeb9f;
+const HEADER_LEN: usize = 24;
+/// Before a tracepoint's name in that of its type.
+const TRACEPOINT: &[u8] = b"btf_trace_";
 /// Every kernel that runs BPF programs of this size has 64-bit pointers.
 const POINTER_LEN: u32 = 8;
 /// Longest chain of typedefs, qualifiers and array dimensions that is followed: kernels stay far below, a cycle does not.
@@ -99,8 +103,41 @@ impl<'a> Btf<'a> {
     pub fn has_tracepoint(&self, name: &str) -> bool {
         self.all_types().any(|(_, kernel_type)| {
             kernel_type.kind == Kind::Typedef
-                && self.name(kernel_type.name).strip_prefix(b"btf_trace_") == Some(name.as_bytes())
+                && self.name(kernel_type.name).strip_prefix(TRACEPOINT) == Some(name.as_bytes())
         })
+    }
+
+    /// BTF in which the types of these tracepoints have the ids that they have here, and nothing else has a name: all that
+    /// attaching to them takes, as the whole of it would fill tens of MiB.
+    #[must_use]
+    pub fn of_tracepoints(&self, names: &[&str]) -> Vec<u8> {
+        const NAMELESS: [u32; 3] = [0, 7 << 24, 0];
+        let (mut types, mut strings) = (Vec::new(), vec![0]);
+        let mut last = 0;
+        for (_, kernel_type) in self.all_types() {
+            let name = self.name(kernel_type.name);
+            let tracepoint = name.strip_prefix(TRACEPOINT).filter(|_| kernel_type.kind == Kind::Typedef);
+            if tracepoint.is_some_and(|tracepoint| names.iter().any(|name| name.as_bytes() == tracepoint)) {
+                let at = u32::try_from(strings.len()).unwrap_or(u32::MAX);
+                strings.extend(name.iter().chain(&[0]));
+                types.push([at, 8 << 24, 0]);
+                last = types.len();
+            } else {
+                types.push(NAMELESS);
+            }
+        }
+        types.truncate(last);
+        let types: Vec<u8> = types.as_flattened().iter().flat_map(|word| word.to_ne_bytes()).collect();
+        let len = |bytes: &[u8]| u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+        let header = [len(&[0; HEADER_LEN]), 0, len(&types), len(&types), len(&strings)];
+        let mut bytes = Vec::with_capacity(HEADER_LEN + types.len() + strings.len());
+        bytes.extend(MAGIC.to_ne_bytes());
+        // Version and flags.
+        bytes.extend([1, 0]);
+        bytes.extend(header.iter().flat_map(|word| word.to_ne_bytes()));
+        bytes.extend(types);
+        bytes.extend(strings);
+        bytes
     }
 
     fn resolve_fields(&self, fields: &[Field]) -> Result<Resolved, BtfError> {
@@ -379,8 +416,6 @@ impl<'a> Type<'a> {
 
 /// The type section and the string section.
 fn sections(bytes: &[u8]) -> Result<(&[u8], &[u8]), BtfError> {
-    const MAGIC: u16 = 0xeb9f;
-    const HEADER_LEN: usize = 24;
     let truncated = |section, end| BtfError::Truncated { section, end, len: bytes.len() };
 
     let header: &[u8; HEADER_LEN] = bytes.first_chunk().ok_or_else(|| truncated("header", HEADER_LEN as u64))?;

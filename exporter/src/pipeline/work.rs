@@ -1,30 +1,34 @@
 //! What happens to a record once it is read: its owner, its span, its place in a request and on the console.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use namespan_ebpf::wire::Counter;
+use namespan_ebpf::wire::{Counter, flag};
 
+use super::handover::Handover;
 use super::lane::Lane;
+use super::losses::{self, Early, Look, Losses};
 use super::resources::Resources;
 use super::selects::Selects;
 use super::summary::{Fate, Summary};
 use crate::attach::Counted;
 use crate::clock::{Clock, boot_ns};
-use crate::config::{Config, RootSampler, Sampler, Signal};
+use crate::config::{Arguments, Config, Probes, RootSampler, Sampler, Signal};
 use crate::console::{Console, Trees};
 use crate::decode;
 use crate::enrich::runtime::Update;
 use crate::enrich::{Attribution, Change, Changed, Enricher, Stand, Verdict};
 use crate::event::{Event, Exec, Exit, Kind, ProcessId};
-
 use crate::model::log::{self, Context};
+use crate::model::note::{self, Value};
+use crate::model::semconv;
 use crate::model::span::{self, End};
-use crate::model::{note, semconv};
+use crate::model::uid::Uids;
 use crate::processes::{self, Begun, Processes, Seen, Span};
-use crate::telemetry::Status;
+use crate::queue::Class;
+use crate::telemetry::{Condition, Reloads, Status, name_of};
 use crate::trace::ids::Ids;
 
 /// How long a process is remembered after its exit, beyond the time for which its children's records may wait: its exit may
@@ -40,11 +44,14 @@ pub(super) struct Work {
     now_unix_ns: u64,
     /// Processes that started before this are older than we are.
     began_boot_ns: u64,
+    pub(super) traced: Traced,
     enricher: Enricher,
     waiting: Waiting,
     processes: Processes,
     /// Trees for the console; `None`: they are not printed.
     trees: Option<Trees>,
+    /// `None`: there are no log records.
+    uids: Option<Uids>,
     encoder: log::Encoder,
     resources: Resources,
     pub(super) logs: Lane,
@@ -59,22 +66,34 @@ pub(super) struct Work {
     filtered: u64,
     /// Records of our own making.
     notes: u64,
+    losses: Losses,
+    /// Runtimes that should tell of their containers and do not, with the reason.
+    degraded: BTreeMap<(&'static str, &'static str), String>,
+    pub(super) reloads: Reloads,
     /// Which containers are wanted; `None`: all.
-    selects: Option<Selects>,
+    pub(super) selects: Option<Selects>,
+    /// Other programs have taken over just now.
+    pub(super) handover: Option<Handover>,
 }
 
 /// Whether anybody takes spans, and whether any record has ids of spans.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) struct Traced {
     pub(super) spans: bool,
     pub(super) ids: bool,
 }
 
 impl Traced {
-    pub(super) fn new(config: &Config, console: &Console, logs: &Lane, spans: &Lane) -> Self {
+    pub(super) fn new(config: &Config, console: &Console) -> Self {
+        let is_wanted = |signal| console.is_jsonl(signal) || config.exports(signal).next().is_some();
         // A span ends with the exit.
-        let spans = config.probes.exits && spans.is_wanted(console);
-        Self { spans, ids: logs.is_wanted(console) || spans || console.is_tree() }
+        let spans = config.probes.exits && is_wanted(Signal::Traces);
+        Self { spans, ids: is_wanted(Signal::Logs) || spans || console.is_tree() }
+    }
+
+    /// What the programs are loaded with.
+    pub(super) fn probes(self, config: &Config) -> Probes {
+        Probes { env_context: self.ids && !config.spans.env_context.is_empty(), ..config.probes.clone() }
     }
 }
 
@@ -82,8 +101,6 @@ impl Traced {
 pub(super) struct Spans {
     encoder: span::Encoder,
     pub(super) lane: Lane,
-    /// They are made.
-    wanted: bool,
     told: u64,
 }
 
@@ -91,7 +108,7 @@ impl Spans {
     fn tell(&mut self, span: &Span, end: End<'_>, now: Instant, resource: (u64, &Arc<[u8]>), console: &mut Console) {
         self.told += 1;
         let encoder = &mut self.encoder;
-        self.lane.push(now, resource, console, |out| encoder.encode(span, end, out));
+        self.lane.push(now, Class::Span, resource, console, |out| encoder.encode(span, end, out));
     }
 }
 
@@ -136,26 +153,32 @@ impl Work {
     ) -> io::Result<Self> {
         let waiting = Waiting { records: VecDeque::new(), bytes: 0, max_bytes: config.enrich.wait_bytes, until: None };
         let mut settings = config.spans.clone();
-        let Traced { spans: spanned, ids: traced } = Traced::new(config, &console, &logs, &spans);
-        if !spanned {
+        let traced = Traced::new(config, &console);
+        if !traced.spans {
             // The ids of log records are there all the same: an application's trace has them too.
             settings.sampler = Sampler { parent_based: false, root: RootSampler::Off };
         }
         let trees = console.is_tree().then(Trees::new);
         let began_boot_ns = boot_ns();
         let encoder = span::Encoder::new(config.arguments, config.span_limits, &settings);
-        let spans = Spans { encoder, lane: spans, wanted: spanned, told: 0 };
-        let settings = if traced { Some((settings, Ids::of_this_boot()?)) } else { None };
+        let clock = Clock::new();
+        let spans = Spans { encoder, lane: spans, told: 0 };
+        let ids = if traced.ids { Some(Ids::of_this_boot()?) } else { None };
+        let uids = ids.as_ref().map(|ids| Uids::of_boot(ids.boot()));
+        let settings = ids.map(|ids| (settings, ids));
         Ok(Self {
-            clock: Clock::new(),
+            losses: Losses::new(clock.unix_ns(began_boot_ns)),
+            clock,
             now: Instant::now(),
             now_boot_ns: 0,
             now_unix_ns: 0,
             began_boot_ns,
+            traced,
             enricher,
             waiting,
             processes: Processes::new(settings, config.enrich.wait.saturating_add(LINGER), began_boot_ns),
             trees,
+            uids,
             encoder: log::Encoder::new(config.arguments, config.limits),
             resources: Resources::new(config),
             logs,
@@ -166,8 +189,17 @@ impl Work {
             undecodable: 0,
             filtered: 0,
             notes: 0,
+            degraded: BTreeMap::new(),
+            reloads: Reloads::default(),
             selects,
+            handover: None,
         })
+    }
+
+    /// From now on arguments leave the host like this.
+    pub(super) fn arguments(&mut self, arguments: Arguments) {
+        self.encoder.arguments(arguments);
+        self.spans.encoder.arguments(arguments);
     }
 
     /// Nobody takes anything of what is seen any more.
@@ -180,6 +212,9 @@ impl Work {
         self.now = Instant::now();
         self.now_boot_ns = boot_ns();
         self.now_unix_ns = self.clock.unix_ns(self.now_boot_ns);
+        if self.handover.as_ref().is_some_and(|handover| handover.is_past(self.now_boot_ns)) {
+            self.handover = None;
+        }
         // Before what is read now, which their containers' later records are among.
         if self.waiting.until.is_some_and(|until| until <= self.now) {
             self.release(self.now, false);
@@ -206,6 +241,12 @@ impl Work {
                 return;
             }
         };
+        if let Some(handover) = &mut self.handover
+            && !handover.takes(&event)
+        {
+            self.filtered += 1;
+            return;
+        }
         let stand = self.enricher.stand(&event, self.now);
         match self.enricher.attribute(&stand, self.now) {
             Verdict::Ready(attribution) => self.select(&event, &stand, &attribution, self.now_unix_ns),
@@ -254,25 +295,92 @@ impl Work {
             Changed::Recovered => tracing::info!(runtime, what, "answers again: its containers have names"),
         }
         let (event, severity, reason) = match &change.what {
-            Changed::Degraded { reason } => (semconv::EVENT_ATTRIBUTION_DEGRADED, note::WARN, reason.as_str()),
-            Changed::Recovered => (semconv::EVENT_ATTRIBUTION_RECOVERED, note::INFO, ""),
+            Changed::Degraded { reason } => {
+                self.degraded.insert((runtime, what), reason.clone());
+                (semconv::EVENT_ATTRIBUTION_DEGRADED, note::WARN, reason.as_str())
+            }
+            Changed::Recovered => {
+                self.degraded.remove(&(runtime, what));
+                (semconv::EVENT_ATTRIBUTION_RECOVERED, note::INFO, "")
+            }
             Changed::Connected | Changed::Absent { .. } => return,
         };
+        let attributes = [
+            (semconv::CONTAINER_RUNTIME_NAME, Value::Text(runtime)),
+            (semconv::RUNTIME_SOURCE, Value::Text(what)),
+            (semconv::REASON, Value::Text(reason)),
+        ];
+        self.note(event, severity, &attributes);
+    }
+
+    /// A record of our own making, which does not wait for others.
+    fn note(&mut self, event: &str, severity: u8, attributes: &[(&str, Value<'_>)]) {
         if !self.logs.is_wanted(&self.console) {
             return;
         }
         let now_unix_ns = self.clock.unix_ns(boot_ns());
-        let attributes =
-            [(semconv::CONTAINER_RUNTIME_NAME, runtime), (semconv::RUNTIME_SOURCE, what), (semconv::REASON, reason)];
         self.notes += 1;
+        self.losses.noted();
         let resource = self.resources.of_agent();
-        self.logs.push(self.now, resource, &mut self.console, |out| {
-            note::encode(event, severity, now_unix_ns, &attributes, out);
+        self.logs.push(self.now, Class::Note, resource, &mut self.console, |out| {
+            note::encode(event, severity, now_unix_ns, attributes, out);
         });
+    }
+
+    /// Tells what was lost since the last look, as far as it is time; all of it, if there is no other look.
+    pub(super) fn tell_losses(&mut self, counted: &Counted, is_last: bool) {
+        if !self.logs.is_wanted(&self.console) {
+            return;
+        }
+        let look = Look { at: self.now, unix_ns: self.clock.unix_ns(boot_ns()), is_last };
+        // What lies in the ring is not lost while it is still read.
+        let unread = if is_last { counted.sum(Counter::Delivered).saturating_sub(self.read) } else { 0 };
+        let evicted = if self.traced.spans { self.processes.stats().lost } else { 0 };
+        let early = [
+            Early { stage: "decode", reason: "undecodable", signal: None, lost: self.undecodable },
+            Early { stage: "decode", reason: "unread", signal: None, lost: unread },
+            Early { stage: "processes", reason: "evicted", signal: Some(Signal::Traces), lost: evicted },
+        ];
+        let lanes = [(Signal::Logs, &self.logs), (Signal::Traces, &self.spans.lane)];
+        let late = lanes.into_iter().flat_map(|(signal, lane)| {
+            lane.counters().map(move |(destination, counters)| (destination, signal, counters))
+        });
+        let late: Vec<_> = late.collect();
+        let lost = self.losses.look(look, losses::of_kernel(counted).chain(early), &late);
+        for loss in &lost {
+            let attributes = [
+                (semconv::LOST_STAGE, Value::Text(loss.stage)),
+                (semconv::REASON, Value::Text(&loss.reason)),
+                (semconv::LOST_COUNT, Value::Count(loss.count)),
+                (semconv::DESTINATION, Value::Text(loss.destination.as_deref().unwrap_or_default())),
+                (semconv::SIGNAL, Value::Text(loss.signal.map_or("", name_of))),
+                (semconv::LOST_START, Value::Time(loss.start_unix_ns)),
+                (semconv::LOST_END, Value::Time(loss.end_unix_ns)),
+            ];
+            self.note(semconv::EVENT_LOST, note::ERROR, &attributes);
+        }
+        if !lost.is_empty() {
+            self.logs.close_class(Class::Note, &mut self.console);
+        }
+    }
+
+    /// What stands in the way of being ready.
+    pub(super) fn condition(&self) -> Condition {
+        let degraded = self.degraded.iter().map(|((runtime, what), reason)| format!("{runtime}'s {what}: {reason}"));
+        let degraded = degraded.collect();
+        let deliveries = self.logs.deliveries().chain(self.spans.lane.deliveries()).collect();
+        Condition { stopping: false, degraded, deliveries }
     }
 
     /// Passes on what is wanted; what is not, the kernel side is told not to tell of.
     fn select(&mut self, event: &Event<'_>, stand: &Stand, attribution: &Attribution, observed_unix_ns: u64) {
+        // The programs that told of its exec are gone, and these have not seen it.
+        let is_untold = event.process.flags & flag::UNTRACKED != 0
+            && image_of(event).is_none_or(|image| self.processes.of(image).is_none());
+        if is_untold {
+            self.filtered += 1;
+            return;
+        }
         if let Some(selects) = &mut self.selects
             && !selects.wants(event, stand, attribution)
         {
@@ -320,6 +428,7 @@ impl Work {
             parent_creation_unix_ns: self.clock.creation_unix_ns(process.parent_start_boot_ns),
             attribution,
             start_type: start_type(event, self.began_boot_ns),
+            uid: None,
             image: None,
             span: None,
             trace: None,
@@ -334,13 +443,16 @@ impl Work {
             let image = image_of(event);
             let process = image.and_then(|image| self.processes.of(image));
             context.image = process.map(|process| &process.image).filter(|_| matches!(event.kind, Kind::Exit(_)));
+            context.uid = self.uids.map(|uids| uids.of_event(event));
             context.span = image.and_then(|image| self.processes.span_id(image));
             context.trace = process.and_then(|process| {
                 let span = process.span.as_ref()?;
                 Some((span.context.trace_id, span.context.flags))
             });
             let (encoder, resource) = (&mut self.encoder, self.resources.of(&attribution.owner));
-            self.logs.push(self.now, resource, &mut self.console, |out| encoder.encode(event, &context, out));
+            self.logs.push(self.now, class_of(event), resource, &mut self.console, |out| {
+                encoder.encode(event, &context, out);
+            });
         }
         if let Kind::Exit(exit) = &event.kind {
             self.exit(event, exit, attribution);
@@ -389,14 +501,23 @@ impl Work {
         self.unfinished(Processes::give_up);
     }
 
-    /// The end of it all: what waits goes, and what runs is left running.
-    pub(super) fn finish(&mut self) {
+    /// The end of it all: what waits goes, and what runs is left running. `counted`: what the kernel side has counted, if that
+    /// is known.
+    pub(super) fn finish(&mut self, counted: Option<&Counted>) {
         self.begin();
         self.release(self.now, true);
         self.unfinished(|processes, now_boot_ns, tell| processes.finish(now_boot_ns, tell));
         if let Some(trees) = &mut self.trees {
             trees.finish(&mut self.console);
         }
+        if let Some(counted) = counted {
+            self.tell_losses(counted, true);
+        }
+        self.close();
+    }
+
+    /// Hands on what is being collected.
+    pub(super) fn close(&mut self) {
         self.logs.close(&mut self.console);
         self.spans.lane.close(&mut self.console);
     }
@@ -423,7 +544,10 @@ impl Work {
             undecodable: self.undecodable,
             filtered: self.filtered,
             unprinted,
-            at: self.now,
+            waiting: self.waiting.records.len(),
+            created: [&self.logs, &self.spans.lane].map(|lane| lane.created),
+            notes: self.notes,
+            reloads: self.reloads,
         }
     }
 
@@ -436,7 +560,7 @@ impl Work {
         }
         events.lose("undecodable", self.undecodable);
         events.lose("unread", counted.sum(Counter::Delivered).saturating_sub(self.read));
-        let spans = if self.spans.wanted {
+        let spans = if self.traced.spans {
             let lost = self.processes.stats().lost;
             let mut spans = self.fate(&self.spans.lane, Signal::Traces, self.spans.told + lost);
             spans.lose("evicted", lost);
@@ -457,13 +581,7 @@ impl Work {
             fate.printed = Some(printed);
             fate.lose(if self.console.is_closed() { "console_closed" } else { "console_slow" }, unprinted);
         }
-        if let Some(counters) = lane.counters() {
-            fate.exported = Some(counters.exported);
-            fate.rejected = counters.rejected;
-            for (reason, lost) in &counters.dropped {
-                fate.lose(&reason.to_string(), *lost);
-            }
-        }
+        fate.shipped = lane.counters().map(|(name, counters)| (name.to_owned(), counters)).collect();
         fate
     }
 }
@@ -474,6 +592,14 @@ fn image_of(event: &Event<'_>) -> Option<ProcessId> {
         Kind::Exec(_) => Some(event.id()),
         Kind::Exit(exit) => exit.image,
         Kind::ExecFailed(failed) => failed.image,
+    }
+}
+
+/// What becomes of its record where there is no room.
+fn class_of(event: &Event<'_>) -> Class {
+    match event.kind {
+        Kind::Exec(_) | Kind::ExecFailed(_) => Class::Exec,
+        Kind::Exit(_) => Class::Exit,
     }
 }
 

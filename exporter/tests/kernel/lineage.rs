@@ -77,10 +77,12 @@ fn a_trace_context_is_found_wherever_it_stands_in_the_environment() {
     let state = "TRACESTATE=a=1,b=2".to_owned();
     let both = (PARENT.to_owned(), "a=1,b=2".to_owned());
     let long = |len: usize| format!("L={}", "x".repeat(len));
-    // 4093 x make a variable of 4095 bytes and its NUL, which just fills what is read at once.
-    for before in
-        [vec![], many(1), many(200), vec![long(4092)], vec![long(4093)], vec![long(4094)], vec![long(100_000)]]
-    {
+    // Every alignment, and what looks like a part of a name.
+    let alike = || {
+        ["XTRACEPARENT=1", "TRACEPARENTS=1", "PARENT=1", "CURRENT_TRACE=RACEP", "ESTATE=1"].map(str::to_owned).into()
+    };
+    let shifted = (0..16).map(|len| vec![long(len)]);
+    for before in shifted.chain([vec![], alike(), many(1), many(250), vec![long(15_000)]]) {
         for pair in [[parent.clone(), state.clone()], [state.clone(), parent.clone()]] {
             let told = with(&mut watch, &[before.clone(), pair.to_vec(), many(10)].concat());
             assert_eq!(context(&told), both);
@@ -114,9 +116,13 @@ fn only_whole_names_count_and_a_state_only_with_a_parent() {
 fn what_could_not_be_looked_at_is_said_and_what_is_not_wanted_is_not_looked_at() {
     let Some(mut watch) = Watch::default() else { return };
     let parent = format!("TRACEPARENT={PARENT}");
-    let told = with(&mut watch, &[many(300), vec![parent.clone()]].concat());
-    assert_eq!(context(&told), (String::new(), String::new()));
-    assert_eq!(told.event().process.flags, flag::ENV_UNREAD);
+    // What is longer than what is copied, and more that is alike than is looked at.
+    let alike = (0..400).map(|number| format!("N{number}=TRACTRACTRACTRAC")).collect();
+    for before in [vec![format!("L={}", "x".repeat(100_000))], many(1_500), alike] {
+        let told = with(&mut watch, &[before, vec![parent.clone()]].concat());
+        assert_eq!(context(&told), (String::new(), String::new()));
+        assert_eq!(told.event().process.flags, flag::ENV_UNREAD);
+    }
     watch.end();
     let probes = Probes { env_context: false, ..Probes::default() };
     let Some(mut watch) = Watch::start(&probes) else { return };

@@ -236,6 +236,22 @@ fn a_tracepoint_is_known_by_its_typedef() {
     assert!(!btf.has_tracepoint("pid_t"));
 }
 
+#[test]
+fn what_attaching_takes_has_the_same_ids_and_nothing_else() {
+    let bytes = kernel().build();
+    let btf = Btf::parse(&bytes).unwrap();
+    let id_in = |btf: &Btf<'_>| {
+        btf.all_types().find(|(_, of)| btf.name(of.name) == b"btf_trace_sched_process_exec").map(|(id, _)| id)
+    };
+    let reduced = btf.of_tracepoints(&["sched_process_exec", "absent"]);
+    let reduced = Btf::parse(&reduced).unwrap();
+    assert!(id_in(&btf).is_some());
+    assert_eq!(id_in(&reduced), id_in(&btf));
+    assert_eq!(reduced.all_types().filter(|(_, of)| !reduced.name(of.name).is_empty()).count(), 1);
+    assert_eq!(reduced.all_types().last().map(|(id, _)| id), id_in(&btf), "it ends with the last of them");
+    assert_eq!(Btf::parse(&btf.of_tracepoints(&["absent"])).unwrap().all_types().count(), 0);
+}
+
 fn field(name: &'static str, paths: &'static [&'static str], size: u32, need: Need) -> Field {
     Field { name, place: Place::Member { of: "task", paths, size }, need }
 }

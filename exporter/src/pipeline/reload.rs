@@ -1,0 +1,187 @@
+//! Other settings come in while everything runs; they are taken up whole, or not at all.
+
+use std::future::{Future, pending};
+use std::pin::Pin;
+use std::time::Duration;
+
+use aya::maps::{MapData, RingBuf};
+use thiserror::Error;
+use tokio::sync::oneshot;
+use tokio::task::{JoinError, spawn_blocking};
+use tokio::time::sleep;
+
+use super::handover::Handover;
+use super::selects::Selects;
+use super::work::Traced;
+use super::{Pipeline, PipelineError, TURN, WATCHING};
+use crate::attach::refusal::refusal;
+use crate::attach::{AttachError, Attached, Unwanted, attach_idle};
+use crate::clock::boot_ns;
+use crate::config::{Config, Probes};
+use crate::ring::Ring;
+use crate::telemetry::Reloads;
+
+/// What came of reading the settings anew.
+pub enum Reload {
+    /// They are no good.
+    Refused,
+    /// They are as before.
+    Unchanged,
+    /// They are to be taken up, and somebody waits to hear of it.
+    Settings(Box<Config>, oneshot::Sender<Result<(), ReloadError>>),
+}
+
+#[derive(Debug, Error)]
+pub enum ReloadError {
+    #[error("whether logs and spans are made at all can't change while Namespan runs: restart it")]
+    Signals,
+    #[error("{}", refusal(.0))]
+    Attach(#[from] AttachError),
+    #[error("the programs that are to take over can't be loaded: {0}")]
+    Loader(#[from] JoinError),
+    #[error("the ring buffer can't be watched: {0}")]
+    Ring(#[source] std::io::Error),
+    #[error(transparent)]
+    Destination(#[from] PipelineError),
+}
+
+/// Programs with other settings, attached but idle.
+struct Relief {
+    probes: Probes,
+    attached: Attached,
+    ring: RingBuf<MapData>,
+    unwanted: Option<Unwanted>,
+}
+
+/// What is to be taken up.
+pub(super) struct Ready {
+    config: Box<Config>,
+    done: oneshot::Sender<Result<(), ReloadError>>,
+    /// `None`: the programs at work stay.
+    relief: Result<Option<Relief>, ReloadError>,
+}
+
+/// Loading takes a while, in which the programs at work go on.
+#[derive(Default)]
+pub(super) struct Reloading(Option<Pin<Box<dyn Future<Output = Ready>>>>);
+
+impl Reloading {
+    pub(super) fn is_idle(&self) -> bool {
+        self.0.is_none()
+    }
+
+    /// `relief`: what the programs that take over are to be loaded with; `None`: those at work stay.
+    fn begin(
+        &mut self,
+        config: Box<Config>,
+        done: oneshot::Sender<Result<(), ReloadError>>,
+        relief: Result<Option<Probes>, ReloadError>,
+    ) {
+        self.0 = Some(Box::pin(async {
+            let relief = match relief {
+                Ok(Some(probes)) => load(probes).await.map(Some),
+                Ok(None) => Ok(None),
+                Err(error) => Err(error),
+            };
+            Ready { config, done, relief }
+        }));
+    }
+
+    /// Never, if nothing was begun.
+    pub(super) async fn ready(&mut self) -> Ready {
+        let Some(loading) = &mut self.0 else { return pending().await };
+        let ready = loading.await;
+        self.0 = None;
+        ready
+    }
+}
+
+async fn load(probes: Probes) -> Result<Relief, ReloadError> {
+    let load = move || {
+        let (attached, ring, unwanted) = attach_idle(&probes)?;
+        Ok(Relief { probes, attached, ring, unwanted })
+    };
+    spawn_blocking(load).await?
+}
+
+impl Pipeline {
+    pub(super) fn begin_reload(&mut self, reload: Reload, reloading: &mut Reloading) {
+        self.lifecycle.reloading();
+        match reload {
+            Reload::Refused => self.reloaded(false),
+            Reload::Unchanged => self.reloaded(true),
+            Reload::Settings(config, done) => {
+                let traced = Traced::new(&config, &self.work.console);
+                let probes = traced.probes(&config);
+                let relief = if traced == self.work.traced {
+                    Ok((probes != self.probes).then_some(probes))
+                } else {
+                    Err(ReloadError::Signals)
+                };
+                reloading.begin(config, done, relief);
+            }
+        }
+    }
+
+    /// Takes up the settings, and says how that went.
+    pub(super) async fn reload(&mut self, Ready { config, done, relief }: Ready) {
+        let taken_up = match relief {
+            Ok(relief) => self.take_up(&config, relief).await,
+            Err(error) => Err(error),
+        };
+        self.reloaded(taken_up.is_ok());
+        // Who asked may be gone.
+        done.send(taken_up).ok();
+    }
+
+    fn reloaded(&mut self, well: bool) {
+        let Reloads { succeeded, failed } = &mut self.work.reloads;
+        *(if well { succeeded } else { failed }) += 1;
+        self.lifecycle.ready(WATCHING);
+        self.looked = None;
+    }
+
+    /// Everything that may fail comes first.
+    async fn take_up(&mut self, config: &Config, relief: Option<Relief>) -> Result<(), ReloadError> {
+        let logs = self.work.logs.prepare(config)?;
+        let spans = self.work.spans.lane.prepare(config)?;
+        if let Some(relief) = relief {
+            self.relieve(relief).await?;
+        }
+        // What has happened so far goes where it would have gone.
+        while self.turn() == TURN {}
+        self.work.close();
+        self.work.logs.reload(logs);
+        self.work.spans.lane.reload(spans);
+        self.work.arguments(config.arguments);
+        if let Some(telemetry) = &self.telemetry {
+            telemetry.ship(self.work.logs.shipped().chain(self.work.spans.lane.shipped()).collect());
+        }
+        Ok(())
+    }
+
+    /// The programs at work end, and the others begin where they end.
+    async fn relieve(&mut self, relief: Relief) -> Result<(), ReloadError> {
+        let Relief { probes, mut attached, ring, unwanted } = relief;
+        let ring = Ring::new(ring).map_err(ReloadError::Ring)?;
+        let at_boot_ns = attached.take_over(&mut self.attached)?;
+        self.work.handover = Some(Handover::at(at_boot_ns));
+        sleep(Duration::from_nanos(at_boot_ns.saturating_sub(boot_ns()))).await;
+        if let Err(error) = self.attached.detach() {
+            tracing::error!(%error, "detaching the programs that have ended failed");
+        }
+        self.read_rest().await;
+        match self.attached.counted() {
+            Ok(counted) => self.retired += counted,
+            Err(error) => tracing::error!(%error, "the counters of the programs that have ended can't be read"),
+        }
+        self.attached = attached;
+        self.ring = ring;
+        if let Some(handover) = &mut self.work.handover {
+            handover.over();
+        }
+        self.work.selects = unwanted.map(|unwanted| Selects::new(probes.filters.clone(), unwanted));
+        self.probes = probes;
+        Ok(())
+    }
+}
