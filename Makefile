@@ -1,6 +1,6 @@
 # make run    the main job, live: every exec and exit of this host and its containers
 # make test   everything that CI runs
-# make bench  what an exec costs in the kernel
+# make bench  what being watched costs, beside other tools
 # make build  target/release/namespan: one file, its BPF programs inside
 # Both install what they lack on Debian; elsewhere, or without root, they say what to install.
 
@@ -39,16 +39,18 @@ root: build
 integration: build
 	.ci/with-docker .ci/as-root $(CARGO) test --workspace --locked --test docker_runtime --test rotel \
 	    --test containerd_runtime --test files_runtime --test host --test argv --test docker --test collector \
-	    --test docker_first --test containerd --test podman --test runtimes --test hostile --test filters \
+	    --test reload --test spool --test docker_first --test containerd --test podman --test runtimes --test hostile --test filters \
 	    --test spans --test spans_bounds --test spans_context --test spans_run --test spans_docker -- --test-threads=1
 
 # docker-compose.yml, with stand-ins for images that cannot be pulled.
 compose-test: build
 	.ci/with-docker $(ROOT) integration/compose/run.sh
 
-# What an exec costs in the kernel. No test: read the ratio.
+# What being watched costs. No test: read the ratios. ROUNDS, EXECS and DRIZZLE (seconds) make it shorter or longer.
 bench: build
-	$(ROOT) integration/bench/exec_cost.sh
+	.ci/bench-deps
+	$(CARGO) build --release --locked --package namespan-integration --bin nsbench
+	$(ROOT) target/release/nsbench
 
 deps:
 	@.ci/deps

@@ -336,7 +336,7 @@ mod tests {
         for part in [
             "A flag beats an environment variable",
             "namespan run --containers --uid 0",
-            "[default: 8MiB]",
+            "[default: 4MiB]",
             "OTEL_EXPORTER_OTLP_TRACES_*",
             "OTEL_TRACES_SAMPLER",
         ] {

@@ -38,6 +38,10 @@ pub struct Summary {
     pub rejected: u64,
     pub printed: u64,
     pub dropped: u64,
+    /// Left on disk for the next run.
+    pub spooled: u64,
+    /// Found on disk from an earlier run.
+    pub recovered: u64,
     pub reasons: BTreeMap<String, u64>,
     /// `None`: there are no spans.
     pub spans: Option<SpanSummary>,
@@ -51,6 +55,7 @@ pub struct SpanSummary {
     pub rejected: u64,
     pub printed: u64,
     pub dropped: u64,
+    pub spooled: u64,
     pub reasons: BTreeMap<String, u64>,
 }
 
@@ -86,6 +91,17 @@ impl Namespan {
         self.process.wait_for_line(text, PATIENCE);
     }
 
+    /// Waits until its own log says so this many times.
+    pub fn wait_for_logs(&self, text: &str, times: usize) {
+        self.process.wait_for(&format!("{text:?} {times} times"), PATIENCE, |state| {
+            (state.stderr().matches(text).count() >= times).then_some(())
+        });
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        self.process.signal(signal);
+    }
+
     /// The most memory that it has had so far, in KiB.
     #[must_use]
     pub fn peak_memory_kib(&self) -> u64 {
@@ -109,6 +125,12 @@ impl Namespan {
     pub fn stop_by(self, signal: Signal) -> Finished {
         self.process.signal(signal);
         self.finish()
+    }
+
+    /// Ends it as no operator should.
+    pub fn kill(self) {
+        self.process.signal(Signal::KILL);
+        let _ended = self.process.finish(PATIENCE);
     }
 
     /// Waits for it to end by itself. Nothing of it may be left.
@@ -162,6 +184,7 @@ impl Summary {
                 rejected: count(spans, "rejected").unwrap_or_default(),
                 printed: count(spans, "printed").unwrap_or_default(),
                 dropped: count(spans, "dropped")?,
+                spooled: count(spans, "spooled").unwrap_or_default(),
                 reasons: reasons(spans)?,
             }),
             None => None,
@@ -172,6 +195,8 @@ impl Summary {
             rejected: count(events, "rejected").unwrap_or_default(),
             printed: count(events, "printed").unwrap_or_default(),
             dropped: count(events, "dropped")?,
+            spooled: count(events, "spooled").unwrap_or_default(),
+            recovered: count(events, "recovered").unwrap_or_default(),
             reasons: reasons(events)?,
             spans,
         })

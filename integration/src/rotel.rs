@@ -4,6 +4,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::process::Command;
 use std::time::Duration;
 
+use rustix::process::Signal;
 use tempfile::TempDir;
 
 use crate::process::Process;
@@ -16,7 +17,7 @@ use crate::{PATIENCE, needs};
 pub struct Rotel {
     pub grpc: SocketAddr,
     pub http: SocketAddr,
-    _process: Process,
+    process: Process,
     _directory: TempDir,
 }
 
@@ -24,8 +25,13 @@ impl Rotel {
     /// Forwards to the sink. Ready when it returns.
     #[must_use]
     pub fn start(sink: &Sink) -> Self {
+        Self::start_at(sink, free_addresses())
+    }
+
+    /// Of gRPC and HTTP.
+    #[must_use]
+    pub fn start_at(sink: &Sink, [grpc, http]: [SocketAddr; 2]) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let [grpc, http] = free_addresses();
         let mut command = Command::new(needs::rotel());
         command
             .args(["start", "--exporter", "otlp", "--otlp-exporter-protocol", "http"])
@@ -42,7 +48,13 @@ impl Rotel {
             let up = poll(PATIENCE, || TcpStream::connect(address).ok());
             assert!(up.is_some(), "rotel does not listen on {address}");
         }
-        Self { grpc, http, _process: process, _directory: directory }
+        Self { grpc, http, process, _directory: directory }
+    }
+
+    /// Ends it as an operator does; what it took, it forwards before.
+    pub fn stop(self) {
+        self.process.signal(Signal::TERM);
+        let _ended = self.process.finish(PATIENCE);
     }
 
     #[must_use]
