@@ -4,6 +4,7 @@ use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown, symlink};
 use std::path::Path;
 use std::process::Command;
 
+use rustix::fs::statvfs;
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use rustix::process::geteuid;
 
@@ -233,9 +234,34 @@ fn damage_while_it_is_in_use_is_noticed_and_counted() {
 struct Small(PathBuf);
 
 impl Small {
-    fn mount(at: PathBuf) -> Option<Self> {
+    /// With a rig whose spool is there. `None`: it can't be mounted.
+    fn rig() -> Option<(Rig, Self)> {
+        let rig = Rig::new();
+        let at = rig.settings.directory.clone();
+        fs::create_dir(&at).unwrap();
         let mounted = mount("namespan-test", &at, "tmpfs", MountFlags::empty(), c"size=256k,mode=0700");
-        may("a tmpfs can be mounted", mounted.is_ok()).then_some(Self(at))
+        may("a tmpfs can be mounted", mounted.is_ok()).then_some((rig, Self(at)))
+    }
+
+    fn ballast(&self) -> PathBuf {
+        self.0.join("ballast")
+    }
+
+    /// Leaves no room.
+    fn fill(&self) {
+        fs::write(self.ballast(), vec![0; 1 << 20]).unwrap_err();
+    }
+
+    /// Makes room again. A process that another test starts may hold the file for a moment longer.
+    fn clear(&self) {
+        let len = fs::metadata(self.ballast()).unwrap().len();
+        fs::remove_file(self.ballast()).unwrap();
+        let deadline = Instant::now() + Duration::from_secs(20);
+        let free = || statvfs(&self.0).map(|of| of.f_bavail * of.f_frsize).unwrap();
+        while free() < len {
+            assert!(Instant::now() < deadline, "{} of {len} bytes are free", free());
+            std::thread::yield_now();
+        }
     }
 }
 
@@ -247,16 +273,12 @@ impl Drop for Small {
 
 #[test]
 fn a_full_disk_costs_nothing_that_memory_can_hold_and_delivery_goes_on() {
-    let mut rig = Rig::new();
-    fs::create_dir(&rig.settings.directory).unwrap();
-    let Some(_small) = Small::mount(rig.settings.directory.clone()) else { return };
+    let Some((mut rig, small)) = Small::rig() else { return };
     rig.limits = config::Queue { max_bytes: 100_000, ..LIMITS };
     let mut run = rig.open();
     run.push(Class::Exec, 1, 20_000);
     rig.step(&mut run);
-    let ballast = rig.settings.directory.join("ballast");
-    // As much as there is.
-    fs::write(&ballast, vec![0; 1 << 20]).unwrap_err();
+    small.fill();
     let before = fs::read(&rig.files()[0]).unwrap();
     for records in [2, 4, 8] {
         run.push(Class::Exec, records, 30_000);
@@ -286,7 +308,7 @@ fn a_full_disk_costs_nothing_that_memory_can_hold_and_delivery_goes_on() {
     // What comes back was on no disk, and has its place all the same.
     drop(run.pop().unwrap());
     // The disk has room again, and after a while this is noticed.
-    fs::remove_file(&ballast).unwrap();
+    small.clear();
     rig.pass(RETRY);
     rig.step(&mut run);
     let counts = rig.finish(run);
@@ -298,14 +320,12 @@ fn a_full_disk_costs_nothing_that_memory_can_hold_and_delivery_goes_on() {
 
 #[test]
 fn a_disk_that_is_still_full_at_the_end_is_a_loss_that_is_counted() {
-    let mut rig = Rig::new();
-    fs::create_dir(&rig.settings.directory).unwrap();
-    let Some(_small) = Small::mount(rig.settings.directory.clone()) else { return };
+    let Some((mut rig, small)) = Small::rig() else { return };
     rig.limits = config::Queue { max_bytes: 100_000, ..LIMITS };
     let mut run = rig.open();
     run.push(Class::Exec, 1, 20_000);
     rig.step(&mut run);
-    fs::write(rig.settings.directory.join("ballast"), vec![0; 1 << 20]).unwrap_err();
+    small.fill();
     run.push(Class::Exec, 2, 30_000);
     rig.step(&mut run);
     let counts = rig.finish(run);
@@ -315,11 +335,9 @@ fn a_disk_that_is_still_full_at_the_end_is_a_loss_that_is_counted() {
 
 #[test]
 fn a_disk_without_room_for_a_name_loses_no_number() {
-    let rig = Rig::new();
-    fs::create_dir(&rig.settings.directory).unwrap();
-    let Some(small) = Small::mount(rig.settings.directory.clone()) else { return };
+    let Some((rig, small)) = Small::rig() else { return };
     let mut run = rig.open();
-    fs::write(small.0.join("ballast"), vec![0; 1 << 20]).unwrap_err();
+    small.fill();
     for records in [1, 2] {
         run.push(Class::Exec, records, 1000);
     }
@@ -333,13 +351,11 @@ fn a_disk_without_room_for_a_name_loses_no_number() {
 
 #[test]
 fn what_is_settled_makes_room_on_a_full_disk() {
-    let mut rig = Rig::new();
-    fs::create_dir(&rig.settings.directory).unwrap();
-    let Some(small) = Small::mount(rig.settings.directory.clone()) else { return };
+    let Some((mut rig, small)) = Small::rig() else { return };
     let mut run = rig.open();
     run.push(Class::Note, 1, 30_000);
     assert_eq!(run.send_all(&rig), [1]);
-    fs::write(small.0.join("ballast"), vec![0; 1 << 20]).unwrap_err();
+    small.fill();
     run.push(Class::Exec, 2, 20_000);
     rig.step(&mut run);
     assert_eq!((run.check().spool.unwrap().errors, rig.files().len()), (1, 0));
