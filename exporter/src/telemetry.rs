@@ -7,7 +7,6 @@ mod instruments;
 mod process;
 mod prometheus;
 mod server;
-mod spool;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};

@@ -10,9 +10,10 @@ use opentelemetry::KeyValue;
 use opentelemetry::metrics::{AsyncInstrument, Meter};
 
 use super::health::State;
-use super::{Shared, Shipped, Status, lock, name_of, process, spool};
+use super::{Shared, Shipped, Status, lock, name_of, process};
 use crate::config::{Protocol, Signal};
 use crate::model::semconv;
+use crate::queue::Spooled;
 
 pub(super) fn register(meter: &Meter, shared: &Arc<Shared>) {
     let instruments = Instruments { meter, shared };
@@ -23,12 +24,7 @@ pub(super) fn register(meter: &Meter, shared: &Arc<Shared>) {
         of_signal(&instruments, names);
     }
     of_destinations(&instruments);
-    let spooling = Arc::clone(shared);
-    spool::register(meter, move |visit| {
-        for shipped in lock(&spooling.shipped).iter() {
-            visit(&destination(&shipped.destination, shipped.queue.signal()), &shipped.queue);
-        }
-    });
+    of_spools(&instruments);
     of_ourselves(&instruments);
 }
 
@@ -203,17 +199,17 @@ fn of_signal(of: &Instruments<'_>, names: &'static Names) {
 fn of_destinations(of: &Instruments<'_>) {
     let meaning = "Log records or spans given to the queue of a destination";
     of.shipped_counter("namespan.export.accepted", "{record}", meaning, |shipped| {
-        shipped.queue.counters().snapshot().accepted
+        Some(shipped.queue.counters().snapshot().accepted)
     });
     let meaning = "Requests that had to be sent again";
     of.shipped_counter("namespan.export.retries", "{request}", meaning, |shipped| {
-        shipped.queue.counters().snapshot().retries
+        Some(shipped.queue.counters().snapshot().retries)
     });
     // The conventions' `queue.capacity` counts records.
     let meaning = "Bytes that wait in the queue of a destination, as they will be sent";
-    of.shipped_level("namespan.queue.usage", "By", meaning, |shipped| shipped.queue.depth().bytes as u64);
+    of.shipped_level("namespan.queue.usage", "By", meaning, |shipped| Some(shipped.queue.depth().bytes as u64));
     let meaning = "Most bytes that may wait in the queue of a destination";
-    of.shipped_level("namespan.queue.limit", "By", meaning, |shipped| shipped.max_bytes as u64);
+    of.shipped_level("namespan.queue.limit", "By", meaning, |shipped| Some(shipped.max_bytes as u64));
     let shared = Arc::clone(of.shared);
     of.meter
         .i64_observable_up_down_counter("namespan.export.status")
@@ -229,6 +225,27 @@ fn of_destinations(of: &Instruments<'_>) {
             }
         })
         .build();
+}
+
+/// Of queues that have one. At rest `namespan.spool.recovered`, and what was given to a queue, is what has left it, is in it or
+/// in flight, and `namespan.spool.size`.
+fn of_spools(of: &Instruments<'_>) {
+    let meaning = "Log records or spans that are on disk and in no memory";
+    of.shipped_level("namespan.spool.size", "{record}", meaning, |shipped| Some(spooled(shipped)?.records));
+    let meaning = "Bytes of all that is on disk for a destination";
+    of.shipped_level("namespan.spool.usage", "By", meaning, |shipped| Some(spooled(shipped)?.bytes));
+    let meaning = "Files of what is on disk for a destination";
+    of.shipped_level("namespan.spool.segments", "{segment}", meaning, |shipped| Some(spooled(shipped)?.segments));
+    let meaning = "Log records or spans that an earlier run had left on disk";
+    of.shipped_counter("namespan.spool.recovered", "{record}", meaning, |shipped| Some(spooled(shipped)?.recovered));
+    let meaning = "Reads and writes of the spool that failed";
+    of.shipped_counter("namespan.spool.errors", "{error}", meaning, |shipped| Some(spooled(shipped)?.errors));
+    let meaning = "Files that did not end with a whole batch at the start, as after a crash";
+    of.shipped_counter("namespan.spool.cuts", "{segment}", meaning, |shipped| Some(spooled(shipped)?.cuts));
+}
+
+fn spooled(shipped: &Shipped) -> Option<Spooled> {
+    shipped.queue.counters().snapshot().spool
 }
 
 fn of_ourselves(of: &Instruments<'_>) {
@@ -302,33 +319,32 @@ impl Instruments<'_> {
         builder.with_callback(callback).build();
     }
 
-    fn shipped_counter(
-        &self,
-        name: &'static str,
-        unit: &'static str,
-        meaning: &'static str,
-        value: fn(&Shipped) -> u64,
-    ) {
-        let shared = Arc::clone(self.shared);
-        let callback = move |observer: &Observer<'_, u64>| {
-            for shipped in lock(&shared.shipped).iter() {
-                observer.observe(value(shipped), &destination(&shipped.destination, shipped.queue.signal()));
-            }
-        };
+    fn shipped_counter(&self, name: &'static str, unit: &'static str, meaning: &'static str, value: OfShipped) {
+        let callback = self.of_shipped(value, |value| value);
         let builder = self.meter.u64_observable_counter(name).with_unit(unit).with_description(meaning);
         builder.with_callback(callback).build();
     }
 
-    fn shipped_level(&self, name: &'static str, unit: &'static str, meaning: &'static str, value: fn(&Shipped) -> u64) {
-        let shared = Arc::clone(self.shared);
-        let callback = move |observer: &Observer<'_, i64>| {
-            for shipped in lock(&shared.shipped).iter() {
-                let attributes = destination(&shipped.destination, shipped.queue.signal());
-                observer.observe(signed(value(shipped)), &attributes);
-            }
-        };
+    fn shipped_level(&self, name: &'static str, unit: &'static str, meaning: &'static str, value: OfShipped) {
+        let callback = self.of_shipped(value, signed);
         let builder = self.meter.i64_observable_up_down_counter(name).with_unit(unit).with_description(meaning);
         builder.with_callback(callback).build();
+    }
+
+    /// Of each destination and signal that there is a value of.
+    fn of_shipped<T: 'static>(
+        &self,
+        value: OfShipped,
+        number: fn(u64) -> T,
+    ) -> impl Fn(&Observer<'_, T>) + Send + Sync + 'static {
+        let shared = Arc::clone(self.shared);
+        move |observer| {
+            for shipped in lock(&shared.shipped).iter() {
+                if let Some(value) = value(shipped) {
+                    observer.observe(number(value), &destination(&shipped.destination, shipped.queue.signal()));
+                }
+            }
+        }
     }
 
     /// Nothing is observed until the pipeline has told something.
@@ -343,6 +359,7 @@ impl Instruments<'_> {
 }
 
 type Observe<T> = fn(&Status, &Observer<'_, T>);
+type OfShipped = fn(&Shipped) -> Option<u64>;
 
 /// Calls it for each destination of the signal, with its number among them.
 fn each(shared: &Shared, names: &Names, mut observe: impl FnMut(&Shipped, usize)) {
