@@ -194,7 +194,7 @@ pub fn track<A: Access>(who: &Identity) -> Result<(), Counter> {
     TRACKED.insert(&TrackedKey::of::<A>(who)?, &0, u64::from(BPF_ANY)).map_err(|_| Counter::LostUntracked)
 }
 
-/// Whether an exiting process is one whose exec was told of; forgets it.
+/// Whether an exiting process's exec was told of.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Tracked {
     Yes,
@@ -202,6 +202,7 @@ pub enum Tracked {
     Unknown,
 }
 
+/// Whether an exiting process is one whose exec was told of; forgets it. `since`: since when these programs take events.
 #[inline(always)]
 pub fn untrack(process: &TrackedKey, since: u64) -> Result<Tracked, Counter> {
     if setting!(tracks) == 0 || TRACKED.remove(process).is_ok() {

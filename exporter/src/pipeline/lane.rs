@@ -50,7 +50,6 @@ struct Destination {
     name: String,
     export: Export,
     queue: Arc<Queue>,
-    max_bytes: usize,
     shipper: Shipper,
 }
 
@@ -117,7 +116,7 @@ impl Lane {
 
     /// What our own metrics need to know of the senders.
     pub(super) fn shipped(&self) -> impl Iterator<Item = Shipped> + '_ {
-        let shipped = |to: &Destination| Shipped::new(&to.name, &to.queue, &to.export, to.max_bytes);
+        let shipped = |to: &Destination| Shipped::new(&to.name, &to.queue, &to.export, self.limits.max_bytes);
         self.destinations.iter().map(shipped)
     }
 
@@ -240,7 +239,7 @@ impl Destination {
     ) -> Result<Self, PipelineError> {
         let queue = Arc::new(Queue::open(signal, name, limits, config.spool.as_ref())?);
         let shipper = ship::spawn(export, Arc::clone(&queue))?;
-        Ok(Self { name: name.to_owned(), export: export.clone(), queue, max_bytes: limits.max_bytes, shipper })
+        Ok(Self { name: name.to_owned(), export: export.clone(), queue, shipper })
     }
 
     /// Takes no more; what waits has its drain.

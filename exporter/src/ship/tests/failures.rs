@@ -1,9 +1,10 @@
 //! What goes over the wire, and what happens when there is no answer at all.
 
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::time::Instant;
 
 use super::*;
@@ -55,17 +56,11 @@ async fn a_collector_that_disconnects_is_asked_again() {
 
 #[tokio::test]
 async fn a_peer_that_talks_something_else_is_asked_again_until_the_batch_expires() {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    tokio::spawn(async move {
-        loop {
-            let (mut stream, _) = listener.accept().await.unwrap();
-            tokio::spawn(async move {
-                stream.read_u8().await.ok();
-                stream.write_all(b"220 mail.example ESMTP\r\n").await.ok();
-            });
-        }
-    });
+    let address = serve(|mut stream| async move {
+        stream.read_u8().await.ok();
+        stream.write_all(b"220 mail.example ESMTP\r\n").await.ok();
+    })
+    .await;
     for protocol in PROTOCOLS {
         let mut ship = Ship::to(address, protocol);
         ship.export.retry_max_elapsed = Duration::from_millis(100);
@@ -223,28 +218,37 @@ enum Peer {
     Drips,
 }
 
-async fn start(peer: Peer) -> std::net::SocketAddr {
+async fn start(peer: Peer) -> SocketAddr {
+    serve(move |mut stream| async move {
+        stream.read_exact(&mut [0; 64]).await.ok();
+        match peer {
+            Peer::Silent => std::future::pending().await,
+            Peer::Resets => stream.set_zero_linger().unwrap(),
+            Peer::Closes => {}
+            Peer::Drips => {
+                for byte in b"HTTP/1.1 200 OK\r\nx-slow: ".iter().chain(std::iter::repeat(&b'x')) {
+                    if stream.write_all(&[*byte]).await.is_err() {
+                        break;
+                    }
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+            }
+        }
+    })
+    .await
+}
+
+/// Does this with each connection, to the end of the test.
+async fn serve<F>(each: impl Fn(TcpStream) -> F + Send + 'static) -> SocketAddr
+where
+    F: Future<Output = ()> + Send + 'static,
+{
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     tokio::spawn(async move {
         loop {
-            let (mut stream, _) = listener.accept().await.unwrap();
-            tokio::spawn(async move {
-                stream.read_exact(&mut [0; 64]).await.ok();
-                match peer {
-                    Peer::Silent => std::future::pending().await,
-                    Peer::Resets => stream.set_zero_linger().unwrap(),
-                    Peer::Closes => {}
-                    Peer::Drips => {
-                        for byte in b"HTTP/1.1 200 OK\r\nx-slow: ".iter().chain(std::iter::repeat(&b'x')) {
-                            if stream.write_all(&[*byte]).await.is_err() {
-                                break;
-                            }
-                            tokio::time::sleep(Duration::from_millis(5)).await;
-                        }
-                    }
-                }
-            });
+            let (stream, _) = listener.accept().await.unwrap();
+            tokio::spawn(each(stream));
         }
     });
     address
