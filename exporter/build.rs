@@ -64,12 +64,12 @@ fn build(rustc: &Path, kernel_side: &Path) -> Result<()> {
     let mut cargo = Command::new(cargo_beside(rustc));
     cargo
         .current_dir(kernel_side)
-        .args(["build", "--release", "--locked", "--bin", "probes", "--target", TARGET, "--target-dir"])
+        .args(["build", "--release", "--locked", "--bins", "--target", TARGET, "--target-dir"])
         .arg(&target_dir)
         .env("RUSTC", rustc)
         .env("CARGO_ENCODED_RUSTFLAGS", flags)
-        // aya-ebpf opens one unstable feature.
-        .env("RUSTC_BOOTSTRAP", "aya_ebpf")
+        // aya-ebpf opens one unstable feature, and the uprobes' programs another.
+        .env("RUSTC_BOOTSTRAP", "aya_ebpf,uprobes")
         // Set by the outer cargo for the host's compiler.
         .env_remove("RUSTC_WRAPPER")
         .env_remove("RUSTC_WORKSPACE_WRAPPER")
@@ -78,8 +78,10 @@ fn build(rustc: &Path, kernel_side: &Path) -> Result<()> {
     if !status.success() {
         bail!("building the BPF programs with {} failed", rustc.display());
     }
-    let built = target_dir.join(TARGET).join("release/probes");
-    std::fs::copy(&built, out.join("probes")).with_context(|| format!("copying {}", built.display()))?;
+    for object in ["probes", "uprobes"] {
+        let built = target_dir.join(TARGET).join("release").join(object);
+        std::fs::copy(&built, out.join(object)).with_context(|| format!("copying {}", built.display()))?;
+    }
     Ok(())
 }
 

@@ -35,9 +35,10 @@ pub fn count(program: Program, counter: Counter) {
     }
 }
 
-/// Writes one record of `len` bytes. `MASK + 1` is at most the size of the buffer behind `record`.
+/// Writes one record of `len` bytes. `MASK + 1` is at most the size of the buffer behind `record`. `is_urgent`: it is to be read
+/// at once.
 #[inline(always)]
-pub fn output<const MASK: u32>(record: *mut u8, len: u32) -> Result<(), Counter> {
+pub fn output<const MASK: u32>(record: *mut u8, len: u32, is_urgent: bool) -> Result<(), Counter> {
     let ring = addr_of!(RING).cast_mut().cast();
     let threshold = setting!(wakeup_bytes);
     // SAFETY: a map of ours.
@@ -45,7 +46,7 @@ pub fn output<const MASK: u32>(record: *mut u8, len: u32) -> Result<(), Counter>
     // Only the event that crosses the threshold wakes the reader: a wake-up costs more than the whole record. Two CPUs
     // may both step over it, so the reader has a timer too.
     let crosses = waiting < threshold && waiting + u64::from(len) >= threshold;
-    let flags = if crosses { BPF_RB_FORCE_WAKEUP } else { BPF_RB_NO_WAKEUP };
+    let flags = if crosses || is_urgent { BPF_RB_FORCE_WAKEUP } else { BPF_RB_NO_WAKEUP };
     // SAFETY: the verifier checks `record` against the masked length.
     let status = unsafe { bpf_ringbuf_output(ring, record.cast(), u64::from(len & MASK), u64::from(flags)) };
     if status == 0 { Ok(()) } else { Err(Counter::LostRingFull) }

@@ -5,9 +5,10 @@ use core::ptr::{read_volatile, write_volatile};
 use aya_ebpf::helpers::generated::bpf_probe_read_user_str;
 use namespan_ebpf::wire::{Counter, flag, section};
 
+use crate::identity::number;
 use crate::kernel::{Ptr, Typed, copy_user, element, off, setting};
 use crate::path::Window;
-use crate::record::{Record, number};
+use crate::record::Record;
 
 /// Bytes of the environment that are looked at, from its start.
 const TEXT_MAX: u32 = 0x3fff;

@@ -5,10 +5,11 @@ use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LruHashMap};
 use core::ptr::read_volatile;
 use namespan_ebpf::settings::{COMM_PREFIX_MAX, PATH_PREFIX_MAX, PREFIXES_MAX, Shift, UIDS_MAX};
-use namespan_ebpf::wire::{CgroupKey, Counter, Place, section};
+use namespan_ebpf::wire::{Counter, Place, section};
 
-use crate::kernel::{Access, Ptr, copy, element, is_absent, off, pointer, setting};
-use crate::record::{Identity, Record, mount_namespace, number, optional, put};
+use crate::identity::{Cgroups, Identity, mount_namespace, number, put};
+use crate::kernel::{Access, Ptr, copy, element, off, setting};
+use crate::record::Record;
 
 /// Processes whose exec passed a filter that can't be asked again at their exit. User space sets the size.
 #[map]
@@ -85,15 +86,7 @@ static UNWANTED: LruHashMap<Place, u8> = LruHashMap::with_max_entries(1, 0);
 /// Only the places that are not known to be unwanted; writes the others' ids and paths into the record.
 #[inline(always)]
 pub fn cgroups<A: Access>(record: &Record, task: Ptr) -> Result<(), Counter> {
-    let set = pointer::<A>(task, off!(task_cgroups)).ok_or(Counter::LostUnreadable)?;
-    let cgroup = pointer::<A>(set, off!(css_set_dfl_cgrp)).ok_or(Counter::LostUnreadable)?;
-    let node = pointer::<A>(cgroup, off!(cgroup_kn)).ok_or(Counter::LostUnreadable)?;
-    let v1 = v1_cgroup::<A>(set, cgroup);
-    let mut key = CgroupKey { v2: number::<A, u64>(node, off!(kernfs_id))?, v1: 0 };
-    if let Some(v1) = v1 {
-        let node = pointer::<A>(v1, off!(cgroup_kn)).ok_or(Counter::LostUnreadable)?;
-        key.v1 = number::<A, u64>(node, off!(kernfs_id))?;
-    }
+    let Cgroups { v2: cgroup, v1, key } = Cgroups::of::<A>(task)?;
     if setting!(selects) != 0 {
         let place = Place { cgroup: key, mount_ns: mount_namespace::<A>(task).into() };
         // SAFETY: nothing is read.
@@ -107,17 +100,6 @@ pub fn cgroups<A: Access>(record: &Record, task: Ptr) -> Result<(), Counter> {
     record.cgroup::<A>(section::CGROUP, Some(cgroup));
     record.cgroup::<A>(section::CGROUP_V1, v1);
     Ok(())
-}
-
-/// The cgroup in the v1 hierarchy of one controller; `None` where that controller belongs to v2.
-#[inline(always)]
-fn v1_cgroup<A: Access>(set: Ptr, v2: Ptr) -> Option<Ptr> {
-    if is_absent(off!(cgroup_root)) || is_absent(off!(css_cgroup)) {
-        return None;
-    }
-    let css = optional::<A>(set, off!(css_set_v1_subsys))?;
-    let cgroup = pointer::<A>(css, off!(css_cgroup))?;
-    (pointer::<A>(cgroup, off!(cgroup_root)) != pointer::<A>(v2, off!(cgroup_root))).then_some(cgroup)
 }
 
 /// Only the prefixes of comm asked for.

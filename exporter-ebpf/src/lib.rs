@@ -6,4 +6,5 @@
 
 pub mod offsets;
 pub mod settings;
+pub mod uprobe_wire;
 pub mod wire;

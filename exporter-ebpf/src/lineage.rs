@@ -2,8 +2,8 @@
 
 use namespan_ebpf::wire::Counter;
 
+use crate::identity::number;
 use crate::kernel::{Access, Ptr, Typed, copy, off, pointer};
-use crate::record::number;
 
 /// Processes looked at for one that exec'd.
 const ANCESTORS: u32 = 12;

@@ -4,8 +4,9 @@ use core::ptr::{read_volatile, write_volatile};
 
 use namespan_ebpf::wire::flag;
 
+use crate::identity::optional;
 use crate::kernel::{Access, Near, Probed, Ptr, copy, is_absent, off, pointer};
-use crate::record::{NAME_SIZE, PATH_MASK, PATH_MAX, Record, optional};
+use crate::record::{NAME_SIZE, PATH_MASK, PATH_MAX, Record};
 
 /// Bytes of a [`Window`]: the verifier takes a component to start anywhere before `PATH_MAX`. Then 8 for the start.
 pub const WINDOW_SIZE: usize = (PATH_MAX + NAME_SIZE + 8) as usize;

@@ -360,13 +360,13 @@ fn load(probes: &Probes, offsets: &Offsets, types: &Btf) -> Result<Ebpf, AttachE
 
 /// Maps count as locked memory until Linux 5.11, far beyond the usual limit. Later kernels do not ask, and where it may
 /// not be raised, creating the maps says so.
-fn raise_locked_memory() {
+pub(crate) fn raise_locked_memory() {
     let unlimited = rustix::process::Rlimit { current: None, maximum: None };
     let _refused = rustix::process::setrlimit(rustix::process::Resource::Memlock, unlimited);
 }
 
 /// Inode number of our PID namespace: it fits 32 bits, the kernel allocates it from an `unsigned int`.
-fn own_pid_namespace() -> io::Result<u32> {
+pub(crate) fn own_pid_namespace() -> io::Result<u32> {
     let inode = rustix::fs::stat("/proc/self/ns/pid")?.st_ino;
     u32::try_from(inode).map_err(io::Error::other)
 }
@@ -398,7 +398,7 @@ fn take_map(ebpf: &mut Ebpf, name: &'static str) -> Result<aya::maps::Map, Attac
 }
 
 /// Runs of a program that the kernel skipped, as its fdinfo tells since Linux 5.12.
-fn recursion_misses(program: &aya::programs::ProgramFd) -> u64 {
+pub(crate) fn recursion_misses(program: &aya::programs::ProgramFd) -> u64 {
     let fdinfo = fs::read_to_string(format!("/proc/self/fdinfo/{}", program.as_fd().as_raw_fd())).unwrap_or_default();
     let line = fdinfo.lines().find_map(|line| line.strip_prefix("recursion_misses:"));
     line.and_then(|misses| misses.trim().parse().ok()).unwrap_or(0)

@@ -1,6 +1,6 @@
 //! Namespan's user side: a straight line from the ring buffer to the collector, one module per stage, in this order.
 
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 pub mod cli;
 pub mod config;
@@ -8,6 +8,7 @@ pub mod pipeline;
 pub mod reload;
 
 pub mod attach;
+pub mod uprobe;
 pub mod ring;
 pub mod decode;
 pub mod event;

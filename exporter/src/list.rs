@@ -1,8 +1,9 @@
 //! `namespan containers`: the settings come in; a line for each container of this host goes out, as its runtime and its
 //! processes tell of it.
 
-mod host;
+pub(crate) mod host;
 mod print;
+pub mod symbols;
 mod told;
 
 use std::collections::BTreeMap;
@@ -30,19 +31,13 @@ struct Listed {
     cgroup: Option<u64>,
     /// Of its first process.
     namespaces: Namespaces,
-    processes: usize,
+    /// Its first process, where that is known, before the others.
+    pids: Vec<u32>,
 }
 
 /// Prints a table, or one JSON object; which runtimes have not told comes back, in whole sentences.
 pub async fn list(config: &Config, json: bool, out: &mut dyn Write) -> io::Result<Vec<String>> {
-    let deadline = Instant::now() + PATIENCE;
-    let mut told = Told::start(enrich::runtimes(config).into_iter().map(|(runtime, _)| runtime).collect());
-    told.connected(deadline).await;
-    let processes = host::processes()?;
-    let keyed = processes.iter().filter_map(|process| Some((process.key()?, process.container()?.runtime)));
-    let unknown: BTreeMap<_, _> = keyed.filter(|(key, _)| !told.is_told_by_runtime(key)).collect();
-    told.look_up(&unknown, deadline).await;
-
+    let (told, processes) = ask(config).await?;
     let listed = listed(&told, &processes);
     if json {
         print::json(&listed, out)?;
@@ -50,6 +45,18 @@ pub async fn list(config: &Config, json: bool, out: &mut dyn Write) -> io::Resul
         print::table(&listed, out)?;
     }
     Ok(told.silent(&config.enrich.runtimes))
+}
+
+/// What runtimes tell, and what runs.
+async fn ask(config: &Config) -> io::Result<(Told, Vec<Process>)> {
+    let deadline = Instant::now() + PATIENCE;
+    let mut told = Told::start(enrich::runtimes(config).into_iter().map(|(runtime, _)| runtime).collect());
+    told.connected(deadline).await;
+    let processes = host::processes()?;
+    let keyed = processes.iter().filter_map(|process| Some((process.key()?, process.container()?.runtime)));
+    let unknown: BTreeMap<_, _> = keyed.filter(|(key, _)| !told.is_told_by_runtime(key)).collect();
+    told.look_up(&unknown, deadline).await;
+    Ok((told, processes))
 }
 
 /// All that runtimes have told of, and all that processes are in; by name, and by id where they have none.
@@ -96,7 +103,9 @@ fn describe(
         (None, None) => None,
     };
     let namespaces = first.map(|process| Namespaces::of(process.pid)).unwrap_or_default();
-    Listed { container, how, cgroup, namespaces, processes: inside.len() }
+    let mut pids: Vec<_> = inside.iter().map(|process| process.pid).collect();
+    pids.sort_unstable_by_key(|pid| (first.map(|first| first.pid) != Some(*pid), *pid));
+    Listed { container, how, cgroup, namespaces, pids }
 }
 
 #[cfg(test)]

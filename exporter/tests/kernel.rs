@@ -30,5 +30,7 @@ mod paths;
 mod systemd;
 #[path = "kernel/workload.rs"]
 mod workload;
+#[path = "kernel/uprobes.rs"]
+mod uprobes;
 #[path = "kernel/watch.rs"]
 mod watch;

@@ -9,10 +9,11 @@ use namespan_ebpf::wire::{self, Counter, Program, flag, kind, section};
 use crate::emit::{count, counted, output};
 use crate::environment::trace_context;
 use crate::filter;
+use crate::identity::{Identity, number, put};
 use crate::kernel::{Ptr, Typed, copy_user, off, pointer, setting};
 use crate::lineage::{nearest_exec, parent};
 use crate::path::{WINDOW_SIZE, Window, executable};
-use crate::record::{Identity, Record, number, put};
+use crate::record::Record;
 
 const ARGS_MASK: u32 = 0x1ffff;
 const SCRATCH_SIZE: usize = ARGS_MASK as usize + 1;
@@ -77,7 +78,8 @@ fn try_exec(now: u64, task: Ptr, bprm: Ptr) -> Result<(), Counter> {
     if record.is_incomplete() {
         count(Program::Exec, Counter::Incomplete);
     }
-    output::<ARGS_MASK>(scratch, record.len())
+    // Whose child it is can only be asked of `/proc` then, and the parent may not live for long.
+    output::<ARGS_MASK>(scratch, record.len(), ancestor_tgid == 0)
 }
 
 /// The argument bytes of the new image: all, or head and tail when there are more than the limit.

@@ -12,9 +12,10 @@ use namespan_ebpf::wire::{self, Counter, Program, flag, kind, section};
 
 use crate::emit::{count, counted, output};
 use crate::filter;
+use crate::identity::Identity;
 use crate::kernel::{Access, Probed, Ptr, off};
 use crate::lineage::nearest_exec;
-use crate::record::{Identity, Record, SMALL_SIZE};
+use crate::record::{Record, SMALL_SIZE};
 
 /// Path arguments of the calls that have not returned yet, by thread.
 #[map]
@@ -104,5 +105,5 @@ fn try_failed(now: u64, path: u64, errno: u32) -> Result<(), Counter> {
     if record.is_incomplete() {
         count(Program::ExecFailed, Counter::Incomplete);
     }
-    output::<0x3fff>(scratch, record.len())
+    output::<0x3fff>(scratch, record.len(), false)
 }

@@ -9,9 +9,10 @@ use namespan_ebpf::wire::{self, Counter, Program, flag, kind, section};
 
 use crate::emit::{count, counted, output};
 use crate::filter::{self, Tracked, TrackedKey};
+use crate::identity::{Identity, number, optional};
 use crate::kernel::{Ptr, Typed, off, pointer};
 use crate::lineage::image;
-use crate::record::{Identity, Record, SMALL_SIZE, number, optional};
+use crate::record::{Record, SMALL_SIZE};
 
 /// `PF_KTHREAD` in include/linux/sched.h.
 const KTHREAD: u32 = 0x0020_0000;
@@ -101,7 +102,7 @@ fn try_exit(now: u64, since: u64, last: &Last) -> Result<(), Counter> {
     if record.is_incomplete() {
         count(Program::Exit, Counter::Incomplete);
     }
-    output::<0x3fff>(scratch, record.len())
+    output::<0x3fff>(scratch, record.len(), false)
 }
 
 /// The status that the parent's `wait(2)` will see (`wait_task_zombie` in kernel/exit.c).

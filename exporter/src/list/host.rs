@@ -4,6 +4,8 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
 
+use namespan_ebpf::wire::CgroupKey;
+
 use crate::enrich::cgroup::{self, ContainerRef};
 use crate::enrich::container::key;
 use crate::enrich::procfs::{self, Cgroups, V1_CONTROLLERS};
@@ -72,6 +74,15 @@ impl Hierarchies {
     /// Of a cgroup that is at the same path in each.
     pub fn inode(&self, path: &str) -> Option<u64> {
         self.v2.iter().chain(&self.v1).find_map(|point| inode(point, path))
+    }
+
+    /// The ids by which the kernel side knows these cgroups: those of kernfs, which are their directories' inodes.
+    pub fn key_of(&self, cgroups: &Cgroups) -> CgroupKey {
+        let id = |mount: &Option<String>, path: &[u8]| {
+            let components: Vec<_> = CgroupPath(path).root_to_leaf().map(String::from_utf8_lossy).collect();
+            mount.as_ref().and_then(|mount| inode(mount, &components.join("/"))).unwrap_or(0)
+        };
+        CgroupKey { v2: id(&self.v2, &cgroups.v2), v1: id(&self.v1, &cgroups.v1) }
     }
 
     /// Of a container's own cgroup.

@@ -38,7 +38,7 @@ pub fn table(listed: &[Listed], out: &mut dyn Write) -> io::Result<()> {
     out.flush()
 }
 
-fn row(Listed { container, how, cgroup, namespaces, processes }: &Listed) -> [String; 10] {
+fn row(Listed { container, how, cgroup, namespaces, pids }: &Listed) -> [String; 10] {
     let text = |text: Option<String>| text.map_or_else(|| "-".to_owned(), |text| printable(&text));
     let number = |number: Option<u64>| text(number.map(|number| number.to_string()));
     let Namespaces { pid, mnt, net } = *namespaces;
@@ -51,7 +51,7 @@ fn row(Listed { container, how, cgroup, namespaces, processes }: &Listed) -> [St
         number(pid.map(u64::from)),
         number(mnt.map(u64::from)),
         number(net.map(u64::from)),
-        processes.to_string(),
+        pids.len().to_string(),
         how.as_str().to_owned(),
     ]
 }
@@ -106,7 +106,7 @@ pub fn json(listed: &[Listed], out: &mut dyn Write) -> io::Result<()> {
     out.flush()
 }
 
-fn object(Listed { container, how, cgroup, namespaces, processes }: &Listed) -> Object<'_> {
+fn object(Listed { container, how, cgroup, namespaces, pids }: &Listed) -> Object<'_> {
     Object {
         id: &container.id,
         name: container.name.as_deref(),
@@ -116,7 +116,7 @@ fn object(Listed { container, how, cgroup, namespaces, processes }: &Listed) -> 
         namespace: container.pod.namespace.as_deref().or(container.namespace.as_deref()),
         cgroup_id: *cgroup,
         namespaces: *namespaces,
-        processes: *processes,
+        processes: pids.len(),
         found_by: how.as_str(),
     }
 }

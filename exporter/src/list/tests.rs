@@ -112,7 +112,7 @@ async fn a_container_is_listed_whoever_tells_of_it() {
     let told = told(Place::default(), &processes).await;
     let listed = listed(&told, &processes);
     let found: Vec<_> =
-        listed.iter().map(|listed| (listed.container.id.clone(), listed.processes, listed.how)).collect();
+        listed.iter().map(|listed| (listed.container.id.clone(), listed.pids.len(), listed.how)).collect();
     assert_eq!(found, [(id('a'), 2, How::RuntimeApi), (id('b'), 1, How::RuntimeApi), (id('c'), 1, How::CgroupPath)]);
 
     let mut out = Vec::new();
@@ -141,7 +141,7 @@ async fn a_process_is_where_its_runtime_says_if_no_path_tells() {
     let processes = [(1, "/mine/init"), (2, "/elsewhere"), (3, "/mines")];
     let processes = processes.map(|(pid, path)| at(9_000_000 + pid, path));
     let told = told(place, &processes).await;
-    assert_eq!(listed(&told, &processes)[0].processes, 2);
+    assert_eq!(listed(&told, &processes)[0].pids.len(), 2);
 }
 
 #[tokio::test]
