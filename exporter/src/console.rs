@@ -10,7 +10,7 @@ use std::thread;
 
 use tokio::sync::oneshot;
 
-use namespan_ebpf::wire::ns;
+use namespan_ebpf::wire::{Process, ns};
 
 use crate::config::{self, Arguments, Config, Signal};
 use crate::enrich::{Attribution, Owner};
@@ -18,6 +18,7 @@ use crate::event::{Event, Exec, Exit, Kind};
 use crate::model::args::sent;
 use crate::model::names;
 use crate::model::text::Line;
+use crate::model::uprobe::{Hiding, Told, sentence};
 use crate::redact::Redactor;
 pub use tree::Trees;
 
@@ -51,6 +52,7 @@ pub struct Console {
     finished: Option<oneshot::Receiver<()>>,
     line: Line,
     redactor: Redactor,
+    hiding: Hiding,
     handed_on: PerSignal,
     dropped: PerSignal,
     closed: bool,
@@ -90,6 +92,7 @@ impl Console {
             finished: None,
             line: Line::default(),
             redactor: Redactor::new(),
+            hiding: Hiding::default(),
             handed_on: [0; 2],
             dropped: [0; 2],
             closed: false,
@@ -159,17 +162,42 @@ impl Console {
 
     /// One row of the table.
     pub fn row(&mut self, event: &Event<'_>, unix_ns: u64, attribution: &Attribution) {
-        let process = &event.process;
         let is_exit = matches!(event.kind, Kind::Exit(_));
         let (dim, reset) = if self.colour && is_exit { (DIM, RESET) } else { ("", "") };
         self.put(format_args!("{dim}"));
+        let process = &event.process;
+        self.who(unix_ns, process, (attribution, event.nodename), (&process.comm, is_exit));
+        self.what(event);
+        self.put(format_args!("{reset}"));
+        self.end_row();
+    }
+
+    /// One row of the table: a hit of a uprobe, with the thread's name.
+    pub fn hit(&mut self, told: &Told<'_>) {
+        let Told { hit, place, attribution, .. } = *told;
+        // Of what is on the host its own name is not known.
+        self.who(told.ended_unix_ns(), &hit.process, (attribution, b"host"), (&hit.comm, false));
+        self.line.clear();
+        sentence::write(&mut self.line, &mut self.hiding, hit, place);
+        self.chunk.extend_from_slice(self.line.as_bytes());
+        self.end_row();
+    }
+
+    /// The columns that each row has; `is_plain`: without colour.
+    fn who(
+        &mut self,
+        unix_ns: u64,
+        process: &Process,
+        (attribution, host): (&Attribution, &[u8]),
+        (comm, is_plain): (&[u8], bool),
+    ) {
         self.time(unix_ns);
         self.put(format_args!(" {:<10} ", process.namespaces[ns::PID]));
-        let colour = self.colour && matches!(attribution.owner, Owner::Container(_)) && !is_exit;
+        let colour = self.colour && matches!(attribution.owner, Owner::Container(_)) && !is_plain;
         if colour {
             self.put(format_args!("{CYAN}"));
         }
-        self.column(owner_of(attribution, event), CONTAINER_WIDTH);
+        self.column(owner_of(attribution, host), CONTAINER_WIDTH);
         if colour {
             self.put(format_args!("{RESET}"));
         }
@@ -177,11 +205,13 @@ impl Console {
             " {:>7} {:>7} {:>7} {:>6} ",
             process.parent_tgid, process.tgid, process.vpid, process.euid
         ));
-        let comm = process.comm.split(|byte| *byte == 0).next().unwrap_or_default();
+        let comm = comm.split(|byte| *byte == 0).next().unwrap_or_default();
         self.column(comm, COMM_WIDTH);
         self.put(format_args!(" "));
-        self.what(event);
-        self.put(format_args!("{reset}\n"));
+    }
+
+    fn end_row(&mut self) {
+        self.put(format_args!("\n"));
         self.pending[Signal::Logs as usize] += 1;
         if self.chunk.len() > CHUNK {
             self.flush();
@@ -332,13 +362,13 @@ impl Console {
     }
 }
 
-/// A container's name, or the hostname that the process sees.
-fn owner_of<'a>(attribution: &'a Attribution, event: &Event<'a>) -> &'a [u8] {
+/// A container's name, or that of the host.
+fn owner_of<'a>(attribution: &'a Attribution, host: &'a [u8]) -> &'a [u8] {
     match &attribution.owner {
         Owner::Container(container) => {
             container.name.as_deref().unwrap_or_else(|| container.id.get(..12).unwrap_or(&container.id)).as_bytes()
         }
-        Owner::Host(_) => event.nodename,
+        Owner::Host(_) => host,
     }
 }
 
@@ -359,5 +389,61 @@ fn write(chunks: &Receiver<Chunk>, progress: &Progress) {
             total.fetch_add(records, Ordering::AcqRel);
         }
         progress.waiting_bytes.fetch_sub(bytes.len(), Ordering::AcqRel);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use namespan_ebpf::uprobe_wire::{self, RETURNED, ValueHead, value};
+    use zerocopy::{FromZeros as _, IntoBytes as _};
+
+    use super::*;
+    use crate::enrich::How;
+    use crate::uprobe::hit;
+    use crate::uprobe::place::Place;
+    use crate::uprobe::spec::{Binary, Capture, Function, Target, Type, Uprobe};
+
+    #[test]
+    fn a_hit_is_a_row_in_which_nothing_is_obeyed() {
+        let typed = b"ls\x1b[2J\n";
+        let mut process = Process::new_zeroed();
+        process.kind = uprobe_wire::kind::RETURN;
+        (process.tgid, process.tid, process.vpid, process.parent_tgid, process.euid) = (42, 43, 7, 41, 1000);
+        process.namespaces[ns::PID] = 4_026_532_180;
+        process.len = u32::try_from(uprobe_wire::FIXED + typed.len()).unwrap();
+        let mut record = uprobe_wire::Hit::new_zeroed();
+        record.comm[..6].copy_from_slice(b"ba\x07sh\0");
+        let len = u32::try_from(typed.len()).unwrap();
+        record.values[RETURNED] = ValueHead { bits: 0, len, kind: value::STRING, flags: 0, reserved: 0 };
+        let record = [process.as_bytes(), record.as_bytes(), typed].concat();
+        let hit = hit::decode(&record).unwrap();
+        let function = Function::Symbol("readline".to_owned());
+        let probe = Uprobe {
+            returns: Some(Capture { name: "line".to_owned(), position: 0, value: Type::String }),
+            ..Uprobe::new("typed".to_owned(), Target::Host, Binary::Path("/bin/bash".to_owned()), function)
+        };
+        let (function, binary) = ("readline".to_owned(), "/bin/bash".to_owned());
+        let place = Place { probe: Arc::new(probe), function, binary, offset: 1 };
+        let told = Told {
+            hit: &hit,
+            place: &place,
+            attribution: &Attribution::plain(Owner::Host(None), How::None),
+            time_unix_ns: 3_600_000_000_000 + 5_000_000,
+            observed_unix_ns: 0,
+            creation_unix_ns: 0,
+            parent_creation_unix_ns: 0,
+            image: None,
+            uid: None,
+            span: None,
+            trace: None,
+        };
+        let mut console = Console::new(&Config { console: config::Console::None, ..Config::default() }).unwrap();
+        console.hit(&told);
+        assert_eq!(
+            String::from_utf8(std::mem::take(&mut console.chunk)).unwrap(),
+            "01:00:00.005 4026532180 host                      41      42       7   1000 ba\\u{7}sh       \
+             readline = \"ls\\u{1b}[2J\\n\"\n"
+        );
+        assert_eq!(console.pending, [1, 0]);
     }
 }

@@ -3,6 +3,7 @@
 
 mod batch;
 mod class;
+mod compression;
 mod counters;
 mod in_flight;
 mod memory;
@@ -378,6 +379,15 @@ mod tests {
             taken.deliver(u32::MAX, 0);
         }
         assert_eq!(sent, [8, 16, 32, 128]);
+    }
+
+    #[tokio::test]
+    async fn hits_go_before_exits() {
+        let queue = queue(200, None);
+        for (class, records) in [(Class::Probe, 1), (Class::Exit, 2), (Class::Exit, 4), (Class::Probe, 8)] {
+            queue.push(Batch::seal(class, records, &[0; 100], Protocol::HttpProtobuf, Compression::None).unwrap());
+        }
+        assert_eq!(dropped(&queue), [(Reason::QueueFull, 9)]);
     }
 
     #[tokio::test]

@@ -3,6 +3,9 @@
 //! `NAMESPAN_BLESS=1 cargo test --test golden` writes the files anew.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
+#[path = "golden/uprobe.rs"]
+mod uprobe;
+
 use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -18,6 +21,7 @@ use namespan::model::resource::{Host, Subject, encode_resource};
 use namespan::model::span::{self, End};
 use namespan::model::uid::Uids;
 use namespan::processes::{Processes, Seen};
+use namespan::queue::Class;
 use namespan::ship::json;
 use namespan::trace::ids::Ids;
 use namespan::trace::{SpanId, TraceId};
@@ -128,7 +132,7 @@ fn span_otlp(records: &[u8]) -> String {
     processes.exec(&seen, |_| encoder.begin(&exec, executed, &context));
     let span = processes.exit(exit.id(), exit.process.time_boot_ns).unwrap();
     let end = End::Exit { exit: ended, end_boot_ns: exec.process.time_boot_ns + 1_500_000_000 };
-    request(Signal::Traces, |out| encoder.encode(span, end, out))
+    request(Signal::Traces, Class::Span.scope(), |out| encoder.encode(span, end, out))
 }
 
 /// As the pipeline has it, at a fixed moment on a fixed host.
@@ -138,7 +142,8 @@ fn otlp(record: &[u8]) -> String {
     let uid = Some(Uids::of_boot([1; 16]).of_event(&event));
     let context = Context { uid, ..context(Some(&program)) };
     let mut encoder = Encoder::new(Arguments::Redacted, AttributeLimits::default());
-    request(Signal::Logs, |out| encoder.encode(&event, &context, out))
+    let class = if matches!(event.kind, Kind::Exit(_)) { Class::Exit } else { Class::Exec };
+    request(Signal::Logs, class.scope(), |out| encoder.encode(&event, &context, out))
 }
 
 static TOLD: Attribution = Attribution {
@@ -166,7 +171,7 @@ fn context(image: Option<&Program>) -> Context<'_> {
 }
 
 /// One record of a container, as a request.
-fn request(signal: Signal, write: impl FnOnce(&mut Vec<u8>)) -> String {
+fn request(signal: Signal, scope: &'static str, write: impl FnOnce(&mut Vec<u8>)) -> String {
     let host = Host {
         id: Some("0123456789abcdef0123456789abcdef".to_owned()),
         name: Some("host".to_owned()),
@@ -186,7 +191,7 @@ fn request(signal: Signal, write: impl FnOnce(&mut Vec<u8>)) -> String {
         ..Container::of_id(CONTAINER.to_owned(), "docker")
     };
     let resource = encode_resource(&host, Subject::Container(&container), &Resource::default()).into();
-    let mut accumulators = Accumulators::new(Batch::default());
+    let mut accumulators = Accumulators::new(scope, Batch::default());
     assert_eq!(accumulators.push(1, &resource, write), None);
     let line = json::request(signal, &accumulators.take().unwrap().bytes).unwrap();
     let value: serde_json::Value = serde_json::from_str(&line).unwrap();
@@ -198,7 +203,7 @@ fn ring_bytes_become_the_otlp_on_file() {
     let testdata = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("testdata");
     let logs = cases().into_iter().map(|(name, record)| (name, otlp(&record), record));
     let spans = span_cases().into_iter().map(|(name, records)| (name, span_otlp(&records), records));
-    for (name, otlp, record) in logs.chain(spans) {
+    for (name, otlp, record) in logs.chain(spans).chain(uprobe::cases()) {
         let (ring, expected) = (testdata.join(format!("ring/{name}.bin")), testdata.join(format!("otlp/{name}.json")));
         if std::env::var_os("NAMESPAN_BLESS").is_some() {
             fs::create_dir_all(ring.parent().unwrap()).unwrap();

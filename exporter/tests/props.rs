@@ -3,13 +3,20 @@
 
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
 
 use namespan::config::{Arguments, AttributeLimits};
 use namespan::decode;
 use namespan::enrich::{Attribution, How, Owner, cgroup};
 use namespan::model::log::{Context, Encoder};
 use namespan::model::uid::Uids;
+use namespan::model::uprobe::{self, Told};
+use namespan::trace::{SpanContext, SpanId, TraceId};
+use namespan::uprobe::hit;
+use namespan::uprobe::place::Place;
+use namespan::uprobe::spec::{Binary, Capture, Expression, Function, Target, Type, Uprobe};
 use opentelemetry_proto::tonic::logs::v1::LogRecord;
+use opentelemetry_proto::tonic::trace::v1::Span;
 use proptest::prelude::*;
 use prost::Message as _;
 use zerocopy::FromBytes as _;
@@ -34,7 +41,7 @@ fn golden() -> Vec<Vec<u8>> {
 
 /// Whether it was an event; then it has gone through everything that looks at an event's bytes.
 fn survives(record: &[u8], arguments: Arguments) -> bool {
-    let Ok(event) = decode::event(record) else { return false };
+    let Ok(event) = decode::event(record) else { return hit_survives(record, arguments) };
     let _container = cgroup::resolve(event.cgroup, event.cgroup_v1);
     let context = Context {
         time_unix_ns: 1,
@@ -55,11 +62,48 @@ fn survives(record: &[u8], arguments: Arguments) -> bool {
     true
 }
 
+/// The same of a uprobe's hit: every value is wanted, and some of them are hidden.
+fn hit_survives(record: &[u8], arguments: Arguments) -> bool {
+    let Ok(hit) = hit::decode(record) else { return false };
+    let value = |name: String| Capture { name, position: 0, value: Type::String };
+    let target = (Target::Host, Binary::Library("libc".to_owned()), Function::Symbol("f".to_owned()));
+    let probe = Uprobe {
+        args: (0..8).map(|index| value(format!("a{index}"))).collect(),
+        returns: Some(value("ret".to_owned())),
+        redact: vec![Expression::new(r"[a-z=]{2,}|\W").unwrap()],
+        ..Uprobe::new("props".to_owned(), target.0, target.1, target.2)
+    };
+    let place = Place { probe: Arc::new(probe), function: "f".to_owned(), binary: "/f".to_owned(), offset: u64::MAX };
+    let told = Told {
+        hit: &hit,
+        place: &place,
+        attribution: &Attribution::plain(Owner::Host(None), How::None),
+        time_unix_ns: u64::MAX,
+        observed_unix_ns: 2,
+        creation_unix_ns: 0,
+        parent_creation_unix_ns: u64::MAX,
+        image: None,
+        uid: Some(Uids::of_boot([1; 16]).of_hit(&hit)),
+        span: None,
+        trace: None,
+    };
+    let mut encoder = uprobe::Encoder::new(arguments, AttributeLimits { value_length: Some(9), count: 64 });
+    let (mut log, mut span) = (Vec::new(), Vec::new());
+    encoder.encode(&told, &mut log);
+    let decoded = LogRecord::decode(log.as_slice()).unwrap();
+    assert_eq!(decoded.encode_to_vec(), log);
+    assert!(decoded.event_name.starts_with("namespan.uprobe."), "{}", decoded.event_name);
+    let own = SpanContext { trace_id: TraceId([1; 16]), span_id: SpanId([1; 8]), flags: 1 };
+    encoder.encode_span(&told, own, None, &mut span);
+    assert_eq!(Span::decode(span.as_slice()).unwrap().encode_to_vec(), span);
+    true
+}
+
 #[test]
 fn every_golden_record_cut_anywhere_is_an_error_and_no_panic() {
     for record in golden() {
         for len in 0..record.len() {
-            assert!(decode::event(&record[..len]).is_err());
+            assert!(decode::event(&record[..len]).is_err() && hit::decode(&record[..len]).is_err());
         }
         assert!(survives(&record, Arguments::Redacted));
     }

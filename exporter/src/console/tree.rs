@@ -91,7 +91,7 @@ impl Trees {
             pid: event.process.tgid,
             start_boot_ns: span.start_boot_ns,
             start_unix_ns: span.start_unix_ns,
-            owner: owner_of(attribution, event).into(),
+            owner: owner_of(attribution, event.nodename).into(),
             of_container: matches!(attribution.owner, Owner::Container(_)),
             command,
             end: None,

@@ -1,4 +1,5 @@
 //! Attributes in, within the limits the user has set; what is over is counted.
+#![expect(clippy::inline_always, reason = "some thirty a record: a key whose length is known is copied without a call")]
 
 use crate::config::AttributeLimits;
 use crate::event::Event;
@@ -26,6 +27,7 @@ impl<'a> Attributes<'a> {
     }
 
     /// Left out if empty.
+    #[inline(always)]
     pub(super) fn text(&mut self, key: &str, value: &[u8]) {
         if !value.is_empty() {
             self.present(key, Some(value));
@@ -33,6 +35,7 @@ impl<'a> Attributes<'a> {
     }
 
     /// Sent even if empty.
+    #[inline(always)]
     pub(super) fn present(&mut self, key: &str, value: Option<&[u8]>) {
         if let Some(value) = value {
             self.put(key, proto::Value::Text(text::shortened(value, self.limits.value_length)));
@@ -40,29 +43,35 @@ impl<'a> Attributes<'a> {
     }
 
     /// Whole, whatever the limit on lengths: half of it would be somebody else's.
+    #[inline(always)]
     pub(super) fn id(&mut self, key: &str, value: &[u8]) {
         self.put(key, proto::Value::Text(value));
     }
 
+    #[inline(always)]
     pub(super) fn int(&mut self, key: &str, value: impl Into<i64>) {
         self.put(key, proto::Value::Int(value.into()));
     }
 
+    #[inline(always)]
     pub(super) fn int_unless(&mut self, key: &str, value: u32, usual: u32) {
         if value != usual {
             self.int(key, value);
         }
     }
 
+    #[inline(always)]
     pub(super) fn double(&mut self, key: &str, value: f64) {
         self.put(key, proto::Value::Double(value));
     }
 
+    #[inline(always)]
     pub(super) fn bool(&mut self, key: &str, value: bool) {
         self.put(key, proto::Value::Bool(value));
     }
 
     /// Sent only if true.
+    #[inline(always)]
     pub(super) fn flag(&mut self, key: &str, value: bool) {
         if value {
             self.bool(key, value);
@@ -70,6 +79,7 @@ impl<'a> Attributes<'a> {
     }
 
     /// The limit on lengths was applied to each element.
+    #[inline(always)]
     pub(super) fn array(&mut self, key: &str, elements: &[u8]) {
         self.put(key, proto::Value::Array(elements));
     }
@@ -122,7 +132,7 @@ impl<'a> Attributes<'a> {
         }
     }
 
-    fn composed(&mut self, key: &str, compose: impl FnOnce(&mut Vec<u8>)) {
+    pub(super) fn composed(&mut self, key: &str, compose: impl FnOnce(&mut Vec<u8>)) {
         if self.is_full() {
             return;
         }
@@ -132,6 +142,7 @@ impl<'a> Attributes<'a> {
         proto::key_value(self.out, self.field, key, value);
     }
 
+    #[inline(always)]
     fn put(&mut self, key: &str, value: proto::Value<'_>) {
         if !self.is_full() {
             proto::key_value(self.out, self.field, key, value);

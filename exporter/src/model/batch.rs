@@ -8,13 +8,21 @@ use crate::config;
 use crate::model::{proto, semconv};
 
 /// Bytes of a `ResourceLogs` or `ResourceSpans` besides its resource and records.
-const GROUP_OVERHEAD: usize =
-    2 * proto::NESTED_OVERHEAD + proto::len_field_len(SCOPE_LEN) + 2 * proto::len_field_len(semconv::SCHEMA_URL.len());
-const SCOPE_LEN: usize = proto::len_field_len(semconv::SCOPE_EXEC.len()) + proto::len_field_len(semconv::VERSION.len());
+const fn group_overhead(scope: &str) -> usize {
+    2 * proto::NESTED_OVERHEAD
+        + proto::len_field_len(scope_len(scope))
+        + 2 * proto::len_field_len(semconv::SCHEMA_URL.len())
+}
+
+const fn scope_len(scope: &str) -> usize {
+    proto::len_field_len(scope.len()) + proto::len_field_len(semconv::VERSION.len())
+}
 
 /// The next request, as it grows.
 #[derive(Debug)]
 pub struct Accumulators {
+    /// Name of the scope of all records.
+    scope: &'static str,
     max_records: usize,
     max_bytes: usize,
     groups: Vec<Group>,
@@ -25,7 +33,12 @@ pub struct Accumulators {
     bytes: usize,
     /// One record, until its length is known.
     record: Vec<u8>,
+    /// Buffers of groups and requests that are gone: theirs is the most of what a record would cost in new memory.
+    spare: Vec<Vec<u8>>,
 }
+
+/// Buffers that are kept for later. A request has few resources as a rule, and each time the same.
+const SPARE: usize = 4;
 
 #[derive(Debug)]
 struct Group {
@@ -43,8 +56,9 @@ pub struct Request {
 
 impl Accumulators {
     #[must_use]
-    pub fn new(limits: config::Batch) -> Self {
+    pub fn new(scope: &'static str, limits: config::Batch) -> Self {
         Self {
+            scope,
             max_records: limits.max_records,
             max_bytes: limits.max_bytes,
             groups: Vec::new(),
@@ -52,6 +66,7 @@ impl Accumulators {
             records: 0,
             bytes: 0,
             record: Vec::new(),
+            spare: Vec::new(),
         }
     }
 
@@ -74,7 +89,8 @@ impl Accumulators {
         self.records += 1;
         let index = *self.by_key.entry(key).or_insert(self.groups.len());
         if index == self.groups.len() {
-            self.groups.push(Group { resource: Arc::clone(resource), records: Vec::new() });
+            let records = self.spare.pop().unwrap_or_default();
+            self.groups.push(Group { resource: Arc::clone(resource), records });
         }
         let group = &mut self.groups[index];
         if !Arc::ptr_eq(&group.resource, resource) {
@@ -90,7 +106,7 @@ impl Accumulators {
         let new = proto::len_field_len(resource.len());
         match self.by_key.get(&key) {
             Some(index) => new.saturating_sub(proto::len_field_len(self.groups[*index].resource.len())),
-            None => new + GROUP_OVERHEAD,
+            None => new + group_overhead(self.scope),
         }
     }
 
@@ -99,14 +115,28 @@ impl Accumulators {
         if self.records == 0 {
             return None;
         }
-        let mut bytes = Vec::with_capacity(self.bytes);
-        for group in self.groups.drain(..) {
-            group.write(&mut bytes);
+        let mut bytes = self.spare.pop().unwrap_or_default();
+        bytes.reserve(self.bytes);
+        for group in std::mem::take(&mut self.groups) {
+            group.write(self.scope, &mut bytes);
+            self.keep(group.records);
         }
         self.by_key.clear();
         self.bytes = 0;
         let records = u32::try_from(std::mem::take(&mut self.records)).unwrap_or(u32::MAX);
         Some(Request { records, bytes })
+    }
+
+    /// Takes back what was taken, once it has been handed on.
+    pub fn reuse(&mut self, request: Request) {
+        self.keep(request.bytes);
+    }
+
+    fn keep(&mut self, mut buffer: Vec<u8>) {
+        if self.spare.len() < SPARE {
+            buffer.clear();
+            self.spare.push(buffer);
+        }
     }
 
     /// Another record would close the request: take it now.
@@ -133,15 +163,16 @@ impl Accumulators {
 }
 
 impl Group {
-    fn write(&self, out: &mut Vec<u8>) {
+    fn write(&self, scope: &str, out: &mut Vec<u8>) {
+        let scope_len = scope_len(scope);
         let schema_len = proto::len_field_len(semconv::SCHEMA_URL.len());
-        let scope_logs = proto::len_field_len(SCOPE_LEN) + self.records.len() + schema_len;
+        let scope_logs = proto::len_field_len(scope_len) + self.records.len() + schema_len;
         let resource_logs = proto::len_field_len(self.resource.len()) + proto::len_field_len(scope_logs) + schema_len;
         proto::len_prefix(out, 1, resource_logs);
         proto::len_field(out, 1, &self.resource);
         proto::len_prefix(out, 2, scope_logs);
-        proto::len_prefix(out, 1, SCOPE_LEN);
-        proto::len_field(out, 1, semconv::SCOPE_EXEC.as_bytes());
+        proto::len_prefix(out, 1, scope_len);
+        proto::len_field(out, 1, scope.as_bytes());
         proto::len_field(out, 2, semconv::VERSION.as_bytes());
         out.extend_from_slice(&self.records);
         proto::len_field(out, 3, semconv::SCHEMA_URL.as_bytes());
@@ -163,7 +194,7 @@ mod tests {
     use super::*;
 
     fn accumulators(max_records: usize, max_bytes: usize) -> Accumulators {
-        Accumulators::new(config::Batch { max_records, max_bytes, delay: Duration::from_secs(1) })
+        Accumulators::new(semconv::SCOPE_EXEC, config::Batch { max_records, max_bytes, delay: Duration::from_secs(1) })
     }
 
     fn resource(name: &str) -> Resource {

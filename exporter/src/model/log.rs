@@ -13,6 +13,7 @@ use crate::model::process::{
 use crate::model::text::base_name;
 use crate::model::{args, names, proto, semconv, text};
 use crate::redact::Redactor;
+use crate::trace::{SpanId, TraceId};
 
 pub use crate::model::process::{Context, Image};
 
@@ -21,7 +22,7 @@ const WARN: u8 = 13;
 const ERROR: u8 = 17;
 
 /// Fields of `LogRecord`, in the order in which they are written.
-mod field {
+pub(super) mod field {
     pub const TIME: u32 = 1;
     pub const SEVERITY: u32 = 2;
     pub const BODY: u32 = 5;
@@ -89,20 +90,7 @@ impl Encoder {
         surroundings(&mut attributes, event);
         lineage(&mut attributes, event, context);
         let dropped = attributes.dropped();
-        if dropped > 0 {
-            proto::varint_field(out, field::DROPPED_ATTRIBUTES, u64::from(dropped));
-        }
-        if let Some((trace_id, flags)) = &context.trace {
-            if *flags != 0 {
-                proto::fixed32_field(out, field::FLAGS, (*flags).into());
-            }
-            proto::len_field(out, field::TRACE_ID, &trace_id.0);
-        }
-        if let Some(span_id) = &context.span {
-            proto::len_field(out, field::SPAN_ID, &span_id.0);
-        }
-        proto::fixed64_field(out, field::OBSERVED_TIME, context.observed_unix_ns);
-        proto::len_field(out, field::EVENT_NAME, name.as_bytes());
+        end(out, dropped, (context.trace, context.span), context.observed_unix_ns, name);
     }
 
     /// Fills `body` and `args`: one pass over the arguments serves both.
@@ -160,6 +148,30 @@ impl Encoder {
         text::decimal(&mut self.scratch, number.into());
         self.body.push(name.map_or(&self.scratch, str::as_bytes));
     }
+}
+
+/// Appends what follows the attributes of a record.
+pub(super) fn end(
+    out: &mut Vec<u8>,
+    dropped: u32,
+    (trace, span): (Option<(TraceId, u8)>, Option<SpanId>),
+    observed_unix_ns: u64,
+    name: &str,
+) {
+    if dropped > 0 {
+        proto::varint_field(out, field::DROPPED_ATTRIBUTES, u64::from(dropped));
+    }
+    if let Some((trace_id, flags)) = trace {
+        if flags != 0 {
+            proto::fixed32_field(out, field::FLAGS, flags.into());
+        }
+        proto::len_field(out, field::TRACE_ID, &trace_id.0);
+    }
+    if let Some(span_id) = span {
+        proto::len_field(out, field::SPAN_ID, &span_id.0);
+    }
+    proto::fixed64_field(out, field::OBSERVED_TIME, observed_unix_ns);
+    proto::len_field(out, field::EVENT_NAME, name.as_bytes());
 }
 
 /// What asks a program to end is no problem; what a bug in it or a lack of memory causes is an error; the rest is odd.

@@ -1,7 +1,8 @@
 //! What Namespan has to say of itself, as the bytes of one OTLP `LogRecord`.
 
-use super::proto;
 use super::text::{decimal, iso_8601};
+use super::uid::Uids;
+use super::{proto, semconv};
 
 pub const INFO: u8 = 9;
 pub const WARN: u8 = 13;
@@ -27,8 +28,16 @@ mod field {
     pub const EVENT_NAME: u32 = 12;
 }
 
-/// Appends the fields of one `LogRecord`, without tag and length of the record itself. Its attributes make its body.
-pub fn encode(event: &str, severity: u8, unix_ns: u64, attributes: &[(&str, Value<'_>)], out: &mut Vec<u8>) {
+/// Appends the fields of one `LogRecord`, without tag and length of the record itself. Its attributes make its body, and that
+/// its uid.
+pub fn encode(
+    event: &str,
+    severity: u8,
+    unix_ns: u64,
+    attributes: &[(&str, Value<'_>)],
+    uids: Option<&Uids>,
+    out: &mut Vec<u8>,
+) {
     let told = || attributes.iter().filter(|(_, value)| !matches!(value, Value::Text("")));
     let name = event.rsplit_once('.').map_or(event, |(_, name)| name);
     let mut body = name.as_bytes().to_vec();
@@ -50,6 +59,10 @@ pub fn encode(event: &str, severity: u8, unix_ns: u64, attributes: &[(&str, Valu
             }
         };
         proto::key_value(out, field::ATTRIBUTES, key, value);
+    }
+    if let Some(uids) = uids {
+        let uid = uids.of_note(event, unix_ns, &body);
+        proto::key_value(out, field::ATTRIBUTES, semconv::LOG_RECORD_UID, proto::Value::Text(uid.as_bytes()));
     }
     proto::fixed64_field(out, field::OBSERVED_TIME, unix_ns);
     proto::len_field(out, field::EVENT_NAME, event.as_bytes());
@@ -82,7 +95,8 @@ mod tests {
             ("c", Value::Count(35)),
             ("d", Value::Time(1_764_000_000_120_000_000)),
         ];
-        encode("namespan.attribution.degraded", WARN, 7, &attributes, &mut bytes);
+        let uids = Uids::of_boot([7; 16]);
+        encode("namespan.attribution.degraded", WARN, 7, &attributes, Some(&uids), &mut bytes);
         let record = LogRecord::decode(&*bytes).unwrap();
         assert_eq!(record.encode_to_vec(), bytes);
         assert_eq!((record.event_name.as_str(), record.severity_number), ("namespan.attribution.degraded", 13));
@@ -93,9 +107,16 @@ mod tests {
         });
         let text = |text: &str| any_value::Value::StringValue(text.into());
         let time = "2025-11-24T16:00:00.120Z";
-        let expected = [("a", text("docker")), ("c", any_value::Value::IntValue(35)), ("d", text(time))];
+        let body = format!("degraded: docker, 35, {time}");
+        let uid = uids.of_note("namespan.attribution.degraded", 7, body.as_bytes());
+        let uid = str::from_utf8(uid.as_bytes()).unwrap();
+        let expected = [
+            ("a", text("docker")),
+            ("c", any_value::Value::IntValue(35)),
+            ("d", text(time)),
+            ("log.record.uid", text(uid)),
+        ];
         assert_eq!(values.collect::<Vec<_>>(), expected);
-        let body = record.body.unwrap().value.unwrap();
-        assert_eq!(body, text(&format!("degraded: docker, 35, {time}")));
+        assert_eq!(record.body.unwrap().value.unwrap(), text(&body));
     }
 }

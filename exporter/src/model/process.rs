@@ -47,9 +47,14 @@ pub struct Image {
 
 // Attributes follow in the order of their importance: a limit on their number cuts the last ones.
 
+/// Names the process for ever.
+pub(super) fn name(attributes: &mut Attributes<'_>, process: &wire::Process, creation_unix_ns: u64) {
+    attributes.int(semconv::PROCESS_PID, process.tgid);
+    attributes.time(semconv::PROCESS_CREATION_TIME, creation_unix_ns);
+}
+
 pub(super) fn identity(attributes: &mut Attributes<'_>, event: &Event<'_>, context: &Context<'_>) {
-    attributes.int(semconv::PROCESS_PID, event.process.tgid);
-    attributes.time(semconv::PROCESS_CREATION_TIME, context.creation_unix_ns);
+    name(attributes, &event.process, context.creation_unix_ns);
     match &event.kind {
         Kind::Exec(_) => {}
         Kind::Exit(exit) => {
@@ -92,6 +97,15 @@ pub(super) fn exec_attributes(
     attributes.text(semconv::SCRIPT_PATH, exec.script);
 }
 
+/// What a process runs, as its exec was seen.
+pub(super) fn image(attributes: &mut Attributes<'_>, image: &Image, args: &args::Encoded) {
+    executable(attributes, &image.path);
+    attributes.present(semconv::PROCESS_COMMAND, args.argv0());
+    attributes.int(semconv::PROCESS_ARGS_COUNT, image.args_count);
+    attributes.flag(semconv::ARGS_REDACTED, args.redacted());
+    attributes.text(semconv::SCRIPT_PATH, &image.script);
+}
+
 pub(super) fn exit_attributes(
     attributes: &mut Attributes<'_>,
     event: &Event<'_>,
@@ -99,12 +113,8 @@ pub(super) fn exit_attributes(
     context: &Context<'_>,
     args: &args::Encoded,
 ) {
-    if let Some(image) = context.image {
-        executable(attributes, &image.path);
-        attributes.present(semconv::PROCESS_COMMAND, args.argv0());
-        attributes.int(semconv::PROCESS_ARGS_COUNT, image.args_count);
-        attributes.flag(semconv::ARGS_REDACTED, args.redacted());
-        attributes.text(semconv::SCRIPT_PATH, &image.script);
+    if let Some(ran) = context.image {
+        image(attributes, ran, args);
     }
     attributes.time(semconv::PROCESS_EXIT_TIME, context.time_unix_ns);
     let lived_ns = event.process.time_boot_ns.saturating_sub(event.process.start_boot_ns);
@@ -133,14 +143,19 @@ pub(super) fn exit_reason(attributes: &mut Attributes<'_>, exit: Exit) {
     attributes.bool(semconv::EXIT_CORE_DUMPED, exit.status.core_dumped());
 }
 
-pub(super) fn provenance(attributes: &mut Attributes<'_>, event: &Event<'_>, context: &Context<'_>) {
-    let process = &event.process;
+/// Where a process comes from, and whose it is.
+pub(super) fn origin(attributes: &mut Attributes<'_>, process: &wire::Process, attribution: &Attribution) {
     attributes.int(semconv::PROCESS_PARENT_PID, process.parent_tgid);
     if process.vpid != 0 {
         attributes.int(semconv::PROCESS_VPID, process.vpid);
     }
     attributes.int(semconv::PROCESS_USER_ID, process.euid);
-    whose(attributes, context.attribution);
+    whose(attributes, attribution);
+}
+
+pub(super) fn provenance(attributes: &mut Attributes<'_>, event: &Event<'_>, context: &Context<'_>) {
+    let process = &event.process;
+    origin(attributes, process, context.attribution);
     attributes.text(semconv::START_TYPE, context.start_type.as_bytes());
     for (bit, key) in [
         (flag::UNLINKED, semconv::EXECUTABLE_UNLINKED),
@@ -188,6 +203,11 @@ pub(super) fn surroundings(attributes: &mut Attributes<'_>, event: &Event<'_>) {
     let process = &event.process;
     attributes.cgroup(event);
     attributes.text(semconv::UTS_NODENAME, event.nodename);
+    spaces(attributes, process);
+}
+
+/// Namespaces and cgroups by their numbers.
+pub(super) fn spaces(attributes: &mut Attributes<'_>, process: &wire::Process) {
     for (key, inode) in semconv::NAMESPACE_INODES.iter().zip(process.namespaces) {
         attributes.int_unless(key, inode, 0);
     }
@@ -200,14 +220,22 @@ pub(super) fn surroundings(attributes: &mut Attributes<'_>, event: &Event<'_>) {
 
 pub(super) fn lineage(attributes: &mut Attributes<'_>, event: &Event<'_>, context: &Context<'_>) {
     let process = &event.process;
+    relatives(attributes, process, context.parent_creation_unix_ns);
+    attributes.text(semconv::COMM, comm(process));
+    attributes.int_unless(semconv::TID, process.tid, process.tgid);
+    exec_ids(attributes, process);
+}
+
+pub(super) fn relatives(attributes: &mut Attributes<'_>, process: &wire::Process, parent_creation_unix_ns: u64) {
     // 0 is what init's own session and group are until it makes some: nobody leads them.
     attributes.int_unless(semconv::PROCESS_GROUP_LEADER_PID, process.group_leader, 0);
     attributes.int_unless(semconv::PROCESS_SESSION_LEADER_PID, process.session_leader, 0);
-    if context.parent_creation_unix_ns != 0 {
-        attributes.time(semconv::PARENT_CREATION_TIME, context.parent_creation_unix_ns);
+    if parent_creation_unix_ns != 0 {
+        attributes.time(semconv::PARENT_CREATION_TIME, parent_creation_unix_ns);
     }
-    attributes.text(semconv::COMM, comm(process));
-    attributes.int_unless(semconv::TID, process.tid, process.tgid);
+}
+
+pub(super) fn exec_ids(attributes: &mut Attributes<'_>, process: &wire::Process) {
     attributes.int(semconv::SELF_EXEC_ID, process.self_exec_id.cast_signed());
     attributes.int(semconv::PARENT_EXEC_ID, process.parent_exec_id.cast_signed());
 }
@@ -216,7 +244,7 @@ pub(super) fn comm(process: &wire::Process) -> &[u8] {
     first_part(&process.comm)
 }
 
-fn first_part(bytes: &[u8]) -> &[u8] {
+pub(super) fn first_part(bytes: &[u8]) -> &[u8] {
     bytes.split(|byte| *byte == 0).next().unwrap_or_default()
 }
 

@@ -8,12 +8,20 @@
 pub const SCHEMA_URL: &str = "https://opentelemetry.io/schemas/1.44.0";
 /// Scope of exec and exit records; its version is the exporter's.
 pub const SCOPE_EXEC: &str = "namespan.exec";
+/// Scope of records of uprobes' hits.
+pub const SCOPE_UPROBE: &str = "namespan.uprobe";
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 /// A process has replaced its image, or (severity WARN, `error.type` the errno's name) failed to.
 pub const EVENT_EXEC: &str = "namespan.process.exec";
 /// The last thread of a process has exited.
 pub const EVENT_EXIT: &str = "namespan.process.exit";
+/// A function was called, or an instruction was reached.
+/// A uprobe can't be attached.
+pub const EVENT_UPROBE_REFUSED: &str = "namespan.uprobe.refused";
+pub const EVENT_UPROBE_HIT: &str = "namespan.uprobe.hit";
+/// A function has returned.
+pub const EVENT_UPROBE_RETURN: &str = "namespan.uprobe.return";
 /// A runtime does not tell of its containers any more (severity WARN).
 pub const EVENT_ATTRIBUTION_DEGRADED: &str = "namespan.attribution.degraded";
 /// It does again.
@@ -222,6 +230,38 @@ pub const NAMESPACE_INODES: [&str; namespan_ebpf::wire::ns::COUNT] = [
     "namespan.namespace.cgroup.inode",
     "namespan.namespace.time.inode",
 ];
+
+// --- Uprobes ------------------------------------------------------------------------------------------------------------
+
+/// string, stable: as the programmer calls it; `provider:name` of a USDT marker; the offset where there is no name.
+pub const CODE_FUNCTION_NAME: &str = "code.function.name";
+/// string, Dev: the kernel's name of the thread, at most 15 bytes.
+pub const THREAD_NAME: &str = "thread.name";
+/// int: the thread, in the host's PID namespace.
+pub const THREAD_TID: &str = "namespan.thread.tid";
+/// What attributes of uprobes begin with.
+pub const UPROBE_PREFIX: &str = "namespan.uprobe.";
+/// string: what the settings call the probe.
+pub const UPROBE_NAME: &str = "namespan.uprobe.name";
+/// string: the file, as the first process that was found to use it sees it.
+pub const UPROBE_BINARY_PATH: &str = "namespan.uprobe.binary.path";
+/// int, bytes: place of the probe in the file.
+pub const UPROBE_OFFSET: &str = "namespan.uprobe.offset";
+/// int, double, bool or string, as the probe's type says: an argument, whose name follows. What is above the largest int is a
+/// decimal string, a pointer a string `0x7f3a10`, and what is not UTF-8 bytes.
+pub const UPROBE_ARGS_PREFIX: &str = "namespan.uprobe.args.";
+/// As an argument.
+pub const UPROBE_RETURN_VALUE: &str = "namespan.uprobe.return_value";
+/// double, seconds from a call to its return.
+pub const UPROBE_DURATION: &str = "namespan.uprobe.duration";
+/// string[]: values that are left out, as the pointer to them was null: `args.<name>` or `return_value`.
+pub const UPROBE_NULL: &str = "namespan.uprobe.null";
+/// string[], as `namespan.uprobe.null`: values that are left out, as their memory could not be read.
+pub const UPROBE_UNREAD: &str = "namespan.uprobe.unread";
+/// string[], as `namespan.uprobe.null`: values of which only the beginning was kept.
+pub const UPROBE_TRUNCATED: &str = "namespan.uprobe.truncated";
+/// string[], as `namespan.uprobe.null`: values of which something was replaced by `***`.
+pub const UPROBE_REDACTED: &str = "namespan.uprobe.redacted";
 
 // --- Spans --------------------------------------------------------------------------------------------------------------
 

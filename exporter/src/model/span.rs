@@ -17,7 +17,7 @@ use crate::processes::{Begun, Span};
 use crate::redact::Redactor;
 
 /// Fields of `Span`, in the order in which they are written.
-mod field {
+pub(super) mod field {
     pub const TRACE_ID: u32 = 1;
     pub const SPAN_ID: u32 = 2;
     pub const TRACE_STATE: u32 = 3;
@@ -47,10 +47,10 @@ mod status {
     pub const CODE: u32 = 3;
 }
 
-const KIND_INTERNAL: u64 = 1;
+pub(super) const KIND_INTERNAL: u64 = 1;
 const STATUS_ERROR: u64 = 2;
 /// Bits of `flags` besides the trace's own.
-const HAS_IS_REMOTE: u32 = 0x100;
+pub(super) const HAS_IS_REMOTE: u32 = 0x100;
 const IS_REMOTE: u32 = 0x200;
 
 /// Arguments of a span at most: back-ends take less of a span than of a log record, which has them all.

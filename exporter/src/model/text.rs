@@ -7,20 +7,26 @@ const ELLIPSIS: &str = "…";
 const NS_PER_MS: u64 = 1_000_000;
 const MS_PER_DAY: u64 = 86_400_000;
 
-pub fn decimal(out: &mut Vec<u8>, value: u64) {
-    padded(out, value, 1);
-}
-
-/// Decimal with leading zeros up to `width` digits.
-fn padded(out: &mut Vec<u8>, mut value: u64, width: usize) {
+pub fn decimal(out: &mut Vec<u8>, mut value: u64) {
     let mut digits = [b'0'; 20];
-    let mut start = digits.len();
-    while value > 0 || digits.len() - start < width {
-        start -= 1;
-        digits[start] = b'0' + (value % 10) as u8;
+    let mut start = digits.len() - 1;
+    digits[start] += (value % 10) as u8;
+    while value >= 10 {
         value /= 10;
+        start -= 1;
+        digits[start] += (value % 10) as u8;
     }
     out.extend_from_slice(&digits[start..]);
+}
+
+/// `0x7f3a10`
+pub fn hexadecimal(out: &mut Vec<u8>, value: u64) {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    out.extend_from_slice(b"0x");
+    let digits = (64 - (value | 1).leading_zeros()).div_ceil(4);
+    for digit in (0..digits).rev() {
+        out.push(DIGITS[(value >> (4 * digit) & 0xf) as usize]);
+    }
 }
 
 /// `2026-11-22T18:44:04.120Z` of nanoseconds since the Unix epoch.
@@ -28,19 +34,23 @@ pub fn iso_8601(out: &mut Vec<u8>, unix_ns: u64) {
     let since_epoch = unix_ns / NS_PER_MS;
     let (days, ms) = (since_epoch / MS_PER_DAY, since_epoch % MS_PER_DAY);
     let (year, month, day) = civil(days);
+    let mut text = *b"0000-00-00T00:00:00.000Z";
     let parts = [
-        (year, 4, b'-'),
-        (month, 2, b'-'),
-        (day, 2, b'T'),
-        (ms / 3_600_000, 2, b':'),
-        (ms / 60_000 % 60, 2, b':'),
-        (ms / 1000 % 60, 2, b'.'),
-        (ms % 1000, 3, b'Z'),
+        (0..4, year),
+        (5..7, month),
+        (8..10, day),
+        (11..13, ms / 3_600_000),
+        (14..16, ms / 60_000 % 60),
+        (17..19, ms / 1000 % 60),
+        (20..23, ms % 1000),
     ];
-    for (value, width, separator) in parts {
-        padded(out, value, width);
-        out.push(separator);
+    for (place, mut value) in parts {
+        for digit in text[place].iter_mut().rev() {
+            *digit = b'0' + (value % 10) as u8;
+            value /= 10;
+        }
     }
+    out.extend_from_slice(&text);
 }
 
 /// Year, month and day of days since 1970-01-01, by Howard Hinnant's `civil_from_days`: years start in March, so that
@@ -82,6 +92,14 @@ impl Line {
     pub fn push(&mut self, bytes: &[u8]) {
         // A character is at most four bytes: what is beyond cannot be shown.
         let shown = &bytes[..bytes.len().min(4 * DISPLAY_MAX + 4)];
+        if self.chars + shown.len() <= DISPLAY_MAX
+            && let Ok(plain) = str::from_utf8(shown)
+            && plain.bytes().all(|byte| (b' '..=b'~').contains(&byte))
+        {
+            self.text.push_str(plain);
+            self.chars += plain.len();
+            return;
+        }
         for chunk in shown.utf8_chunks() {
             for character in chunk.valid().chars() {
                 if character.is_control() || is_bidi(character) {
@@ -116,6 +134,13 @@ impl Line {
     #[must_use]
     pub fn full(&self) -> bool {
         self.chars > DISPLAY_MAX
+    }
+}
+
+impl std::fmt::Write for Line {
+    fn write_str(&mut self, text: &str) -> std::fmt::Result {
+        self.push(text.as_bytes());
+        Ok(())
     }
 }
 
@@ -177,6 +202,13 @@ mod tests {
         assert_eq!(written(|out| decimal(out, 0)), "0");
         assert_eq!(written(|out| decimal(out, 1_234_567_890)), "1234567890");
         assert_eq!(written(|out| decimal(out, u64::MAX)), u64::MAX.to_string());
+    }
+
+    #[test]
+    fn addresses_are_hexadecimal() {
+        for value in [0, 1, 0xf, 0x10, 0x7f3a_1000, u64::MAX] {
+            assert_eq!(written(|out| hexadecimal(out, value)), format!("{value:#x}"));
+        }
     }
 
     #[test]

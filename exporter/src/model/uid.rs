@@ -6,6 +6,7 @@ use std::hash::Hasher as _;
 use siphasher::sip128::{Hasher128 as _, SipHasher24};
 
 use crate::event::{Event, Kind};
+use crate::uprobe::hit::{self, Hit};
 
 /// Crockford's Base32 in lower case: no letters that look like others.
 const DIGITS: &[u8; 32] = b"0123456789abcdefghjkmnpqrstvwxyz";
@@ -71,16 +72,31 @@ impl Uids {
         Uid::of(hasher.finish128().as_u128())
     }
 
-    /// Of what Namespan says of itself: its name, its time, and what else it has to say.
+    /// Of the process and its thread, of the place, of when and of what it was: a thread is at one place once at a time.
     #[must_use]
-    pub fn of_note(&self, event: &str, unix_ns: u64, attributes: &[(&str, &str)]) -> Uid {
+    pub fn of_hit(&self, hit: &Hit<'_>) -> Uid {
+        let process = &hit.process;
+        let mut hasher = self.hasher(match hit.kind {
+            hit::Kind::Entry => b'h',
+            hit::Kind::Return => b'r',
+            hit::Kind::Call { .. } => b'c',
+        });
+        hasher.write(&process.tgid.to_le_bytes());
+        hasher.write(&process.start_boot_ns.to_le_bytes());
+        hasher.write(&process.tid.to_le_bytes());
+        hasher.write(&process.time_boot_ns.to_le_bytes());
+        hasher.write(&hit.place.0.to_le_bytes());
+        Uid::of(hasher.finish128().as_u128())
+    }
+
+    /// Of what Namespan says of itself: its name, its time, and the text of it.
+    #[must_use]
+    pub fn of_note(&self, event: &str, unix_ns: u64, body: &[u8]) -> Uid {
         let mut hasher = self.hasher(b'n');
         hasher.write(&unix_ns.to_le_bytes());
-        let texts = attributes.iter().flat_map(|(key, value)| [*key, *value]);
-        for text in std::iter::once(event).chain(texts) {
-            hasher.write(&(text.len() as u64).to_le_bytes());
-            hasher.write(text.as_bytes());
-        }
+        hasher.write(&(event.len() as u64).to_le_bytes());
+        hasher.write(event.as_bytes());
+        hasher.write(body);
         Uid::of(hasher.finish128().as_u128())
     }
 
@@ -93,8 +109,8 @@ impl Uids {
 
 #[cfg(test)]
 mod tests {
-    use namespan_ebpf::wire;
-    use zerocopy::FromZeros as _;
+    use namespan_ebpf::{uprobe_wire, wire};
+    use zerocopy::{FromZeros as _, IntoBytes as _};
 
     use super::*;
     use crate::event::{CgroupPath, ExecFailed, Exit, ExitStatus};
@@ -141,15 +157,39 @@ mod tests {
     }
 
     #[test]
+    fn a_hit_is_known_by_who_where_when_and_what() {
+        let hit = |change: fn(&mut wire::Process, &mut uprobe_wire::Hit)| {
+            let (mut process, mut hit) = (wire::Process::new_zeroed(), uprobe_wire::Hit::new_zeroed());
+            (process.tgid, process.tid, process.start_boot_ns, process.time_boot_ns) = (42, 43, 1_000_000_007, 5);
+            (process.kind, hit.place) = (uprobe_wire::kind::ENTRY, 3);
+            process.len = u32::try_from(uprobe_wire::FIXED).unwrap();
+            change(&mut process, &mut hit);
+            let record = [process.as_bytes(), hit.as_bytes()].concat();
+            Uids::of_boot([7; 16]).of_hit(&crate::uprobe::hit::decode(&record).unwrap())
+        };
+        let known = hit(|_, _| ());
+        assert_eq!(hit(|process, hit| (process.uid, hit.ip) = (7, 9)), known);
+        for other in [
+            hit(|process, _| process.tgid = 44),
+            hit(|process, _| process.tid = 42),
+            hit(|process, _| process.start_boot_ns += 1),
+            hit(|process, _| process.time_boot_ns += 1),
+            hit(|process, _| process.kind = uprobe_wire::kind::RETURN),
+            hit(|process, _| process.kind = uprobe_wire::kind::CALL),
+            hit(|_, hit| hit.place = 4),
+        ] {
+            assert_ne!(other, known);
+        }
+    }
+
+    #[test]
     fn a_note_is_known_by_all_that_it_says() {
         let uids = Uids::of_boot([7; 16]);
-        let note = uids.of_note("event", 7, &[("a", "bc")]);
-        assert_eq!(uids.of_note("event", 7, &[("a", "bc")]), note);
-        for other in [
-            uids.of_note("events", 7, &[("a", "bc")]),
-            uids.of_note("event", 8, &[("a", "bc")]),
-            uids.of_note("event", 7, &[("ab", "c")]),
-        ] {
+        let note = uids.of_note("event", 7, b"body");
+        assert_eq!(uids.of_note("event", 7, b"body"), note);
+        for other in
+            [uids.of_note("events", 7, b"body"), uids.of_note("event", 8, b"body"), uids.of_note("eventb", 7, b"ody")]
+        {
             assert_ne!(other, note);
         }
     }

@@ -2,17 +2,16 @@
 
 mod halves;
 
-use std::io::{self, Read, Write};
+use std::io;
 
 use bytes::Bytes;
-use flate2::read::GzDecoder;
-use flate2::write::GzEncoder;
 use opentelemetry_proto::tonic::collector::logs::v1::ExportLogsServiceRequest;
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use prost::Message;
 use serde::de::DeserializeOwned;
 
 use super::class::Class;
+use super::compression::{compress, decompress};
 use crate::config::{Compression, Protocol, Signal};
 use crate::ship::json::{self, JsonError};
 use halves::{Halves, halves};
@@ -144,10 +143,7 @@ impl Batch {
     /// With this request as its body.
     fn wrap(mut self, plain: &[u8]) -> Result<Self, SealError> {
         self.plain_len = u32::try_from(plain.len()).map_err(|_| SealError::TooLong { len: plain.len() })?;
-        let prefix = prefix_len(self.protocol);
-        let mut body = Vec::with_capacity(prefix + plain.len() / 2);
-        body.resize(prefix, 0);
-        compress(plain, self.compression, &mut body)?;
+        let body = compress(prefix_len(self.protocol), plain, self.compression)?;
         self.frame(body)
     }
 
@@ -184,36 +180,6 @@ pub(super) fn prefix_len(protocol: Protocol) -> usize {
         Protocol::Grpc => PREFIX_LEN,
         Protocol::HttpProtobuf | Protocol::HttpJson => 0,
     }
-}
-
-fn compress(plain: &[u8], compression: Compression, into: &mut Vec<u8>) -> io::Result<()> {
-    match compression {
-        Compression::None => into.extend_from_slice(plain),
-        Compression::Gzip => {
-            // Level 1 costs about a quarter of level 6 and gives up a third of the ratio, measured on our records.
-            let mut encoder = GzEncoder::new(into, flate2::Compression::fast());
-            encoder.write_all(plain)?;
-            encoder.finish()?;
-        }
-        Compression::Zstd => {
-            into.extend_from_slice(&zstd::bulk::compress(plain, zstd::DEFAULT_COMPRESSION_LEVEL)?);
-        }
-    }
-    Ok(())
-}
-
-/// `len`: of what comes out; more is an error, whoever wrote the message.
-fn decompress(message: &[u8], compression: Compression, len: usize) -> io::Result<Vec<u8>> {
-    let plain = match compression {
-        Compression::None => message.to_vec(),
-        Compression::Gzip => {
-            let mut plain = Vec::with_capacity(len);
-            GzDecoder::new(message).take(len as u64 + 1).read_to_end(&mut plain)?;
-            plain
-        }
-        Compression::Zstd => zstd::bulk::decompress(message, len)?,
-    };
-    if plain.len() == len { Ok(plain) } else { Err(io::ErrorKind::InvalidData.into()) }
 }
 
 fn from_json<T: Message + DeserializeOwned>(json: &[u8]) -> Result<Vec<u8>, SealError> {

@@ -1,6 +1,7 @@
 //! What a batch holds, and so what is given up first where there is no room for all.
 
 use crate::config::Signal;
+use crate::model::semconv;
 
 /// In the order in which they are kept: of the last class the oldest batches go first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -11,18 +12,31 @@ pub enum Class {
     Exec,
     /// Log records of exits.
     Exit,
-    /// Spans; alone in their queue.
+    /// Log records of uprobes' hits.
+    Probe,
+    /// Spans of processes.
     Span,
+    /// Spans of calls that uprobes see.
+    Call,
 }
 
 impl Class {
-    pub const ALL: [Self; 4] = [Self::Note, Self::Exec, Self::Exit, Self::Span];
+    pub const ALL: [Self; 6] = [Self::Note, Self::Exec, Self::Exit, Self::Probe, Self::Span, Self::Call];
 
     #[must_use]
     pub fn signal(self) -> Signal {
         match self {
-            Self::Note | Self::Exec | Self::Exit => Signal::Logs,
-            Self::Span => Signal::Traces,
+            Self::Note | Self::Exec | Self::Exit | Self::Probe => Signal::Logs,
+            Self::Span | Self::Call => Signal::Traces,
+        }
+    }
+
+    /// Name of the scope that its records and spans are told under.
+    #[must_use]
+    pub fn scope(self) -> &'static str {
+        match self {
+            Self::Note | Self::Exec | Self::Exit | Self::Span => semconv::SCOPE_EXEC,
+            Self::Probe | Self::Call => semconv::SCOPE_UPROBE,
         }
     }
 }

@@ -8,6 +8,7 @@ use siphasher::sip::SipHasher24;
 
 use super::{SpanId, TraceId};
 use crate::event::ProcessId;
+use crate::uprobe::attach::PlaceId;
 
 /// Random bytes fetched at once.
 const POOL: usize = 1024;
@@ -46,6 +47,17 @@ impl Ids {
         let mut hasher = SipHasher24::new_with_key(&self.boot);
         hasher.write(&process.tgid.to_le_bytes());
         hasher.write(&process.start_boot_ns.to_le_bytes());
+        SpanId(hasher.finish().max(1).to_be_bytes())
+    }
+
+    /// Of one call of a function, the same whoever asks: `SipHash-2-4` of the thread's id, the place and the call's beginning by
+    /// the boot clock, little endian, keyed by the boot id.
+    #[must_use]
+    pub fn call(&self, tid: u32, place: PlaceId, began_boot_ns: u64) -> SpanId {
+        let mut hasher = SipHasher24::new_with_key(&self.boot);
+        hasher.write(&tid.to_le_bytes());
+        hasher.write(&place.0.to_le_bytes());
+        hasher.write(&began_boot_ns.to_le_bytes());
         SpanId(hasher.finish().max(1).to_be_bytes())
     }
 
@@ -102,6 +114,22 @@ mod tests {
     }
 
     const KNOWN: [u8; 8] = [161, 154, 84, 29, 176, 75, 246, 17];
+
+    #[test]
+    fn a_call_s_span_id_is_a_function_of_boot_thread_place_and_beginning() {
+        let ids = Ids::of_boot([7; 16]);
+        let call = ids.call(42, PlaceId(3), 1_000_000_007);
+        assert_eq!(ids.call(42, PlaceId(3), 1_000_000_007), call);
+        assert_ne!(call, ids.span(process(42, 1_000_000_007)));
+        for other in [
+            ids.call(43, PlaceId(3), 1_000_000_007),
+            ids.call(42, PlaceId(4), 1_000_000_007),
+            ids.call(42, PlaceId(3), 1_000_000_008),
+            Ids::of_boot([8; 16]).call(42, PlaceId(3), 1_000_000_007),
+        ] {
+            assert_ne!(other, call);
+        }
+    }
 
     #[test]
     fn trace_ids_are_all_different_across_refills() {

@@ -102,7 +102,7 @@ impl Record {
         for (at, value) in [(24, self.number), (32, self.boot_ns), (40, self.unix_ns)] {
             bytes[at..at + 8].copy_from_slice(&value.to_le_bytes());
         }
-        bytes[48] = self.class as u8;
+        bytes[48] = code(self.class);
         bytes[49] = match self.protocol {
             Protocol::Grpc => 0,
             Protocol::HttpProtobuf => 1,
@@ -126,7 +126,7 @@ impl Record {
         }
         let record = Self {
             number: u64_at(bytes, 24),
-            class: *Class::ALL.get(usize::from(bytes[48]))?,
+            class: Class::ALL.into_iter().find(|class| code(*class) == bytes[48])?,
             records: u32_at(bytes, 20),
             protocol: *[Protocol::Grpc, Protocol::HttpProtobuf, Protocol::HttpJson].get(usize::from(bytes[49]))?,
             compression: *[Compression::None, Compression::Gzip, Compression::Zstd].get(usize::from(bytes[50]))?,
@@ -139,6 +139,18 @@ impl Record {
         let mut hasher = crc32fast::Hasher::new_with_initial(crc);
         hasher.update(SETTLED);
         Some((record, Marks { found: u32_at(bytes, 60), settled: hasher.finalize().max(1) }))
+    }
+}
+
+/// As spools have it that other versions wrote: in the order in which the classes came to be.
+fn code(class: Class) -> u8 {
+    match class {
+        Class::Note => 0,
+        Class::Exec => 1,
+        Class::Exit => 2,
+        Class::Span => 3,
+        Class::Probe => 4,
+        Class::Call => 5,
     }
 }
 
@@ -205,6 +217,21 @@ mod tests {
             let (boot, sums) = segment(&flipped(&head));
             assert_eq!((boot.is_none(), sums.is_none()), (bit < 28 * 8, (28 * 8..48 * 8).contains(&bit)), "{bit}");
         }
+    }
+
+    #[test]
+    fn classes_are_on_disk_as_ever() {
+        let codes = Class::ALL.map(|class| (class, Record { class, ..RECORD }.encode()[48]));
+        let known = [Class::Note, Class::Exec, Class::Exit, Class::Span, Class::Probe, Class::Call];
+        assert!(codes.iter().all(|(class, code)| known[usize::from(*code)] == *class), "{codes:?}");
+        for (class, _) in codes {
+            assert_eq!(Record::decode(&Record { class, ..RECORD }.encode()).unwrap().0.class, class);
+        }
+        let mut unknown = RECORD.encode();
+        unknown[48] = 6;
+        let crc = crc32fast::hash(&unknown[8..60]);
+        unknown[4..8].copy_from_slice(&crc.to_le_bytes());
+        assert!(Record::decode(&unknown).is_none());
     }
 
     #[test]

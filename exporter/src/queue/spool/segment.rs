@@ -257,6 +257,8 @@ fn word(class: Class) -> &'static str {
         Class::Note => "note",
         Class::Exec => "exec",
         Class::Exit => "exit",
+        Class::Probe => "probe",
+        Class::Call => "call",
         Class::Span => "span",
     }
 }

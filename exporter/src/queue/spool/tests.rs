@@ -150,7 +150,8 @@ fn batch(class: Class, records: u32, len: usize) -> Batch {
 fn what_was_not_sent_is_sent_in_order_by_the_next_run() {
     let rig = Rig::new();
     let mut run = rig.open();
-    for (class, records) in [(Class::Exit, 1), (Class::Exec, 2), (Class::Exit, 3), (Class::Note, 4), (Class::Exec, 5)] {
+    for (class, records) in [(Class::Exit, 1), (Class::Exec, 2), (Class::Exit, 3), (Class::Note, 4), (Class::Probe, 5)]
+    {
         run.push(class, records, 100);
     }
     rig.step(&mut run);
