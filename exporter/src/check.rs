@@ -8,7 +8,7 @@ mod hooks;
 mod kernel;
 mod listen;
 mod privilege;
-mod report;
+pub(crate) mod report;
 mod runtime;
 mod spool;
 

@@ -35,6 +35,21 @@ Examples:
   export OTEL_TRACES_SAMPLER=parentbased_traceidratio OTEL_TRACES_SAMPLER_ARG=0.1
   namespan run";
 
+const PROBE_HELP: &str = "\
+Examples:
+  # What is typed into bash in the container web
+  namespan probe 'web:/usr/bin/bash:readline -> ret:string'
+  # Every malloc of a process of the host, one of a thousand, for ten seconds
+  namespan probe 'pid=1234:libc:malloc(size:u64) -> ptr:pointer' --sample 1000 --for 10s
+  # What containers of an image send by TLS, with passwords hidden
+  namespan probe '[image:nginx*]:libssl:SSL_write(ssl:pointer, buf:bytes(2), len:i32)' --redact 'password=[^&]+'
+  # The same for several selectors, by flags
+  namespan probe --container name:web-* --container label:tier=front 'libssl:/^SSL_(read|write)$/'
+  # How long a function of C++ takes, as spans
+  namespan probe --span --endpoint http://localhost:4318 'app:/srv/app:\"shop::Cart::total(int)\"() -> sum:i64'
+  # A USDT marker of Python
+  namespan probe 'web:libpython3.11:usdt:python:function__entry(file:string, function:string, line:i32)'";
+
 /// Watches every exec and exit of a Linux host and its containers, and ships them as OpenTelemetry logs and spans.
 #[derive(Parser)]
 #[command(name = "namespan", version, after_help = PRECEDENCE)]
@@ -47,10 +62,14 @@ pub struct Cli {
 pub enum Command {
     /// Watch processes, until interrupted
     Run(Box<Run>),
+    /// Tell of the calls of a function, in containers or on the host, until interrupted
+    Probe(Box<Probe>),
     /// Say what would work on this host: kernel, permissions, container runtimes, endpoint
     Check(Box<Check>),
     /// List the containers of this host: id, name, image, runtime, cgroup, namespaces, processes, and how each was found
     Containers(Box<Containers>),
+    /// List the functions and USDT probes of a program or library that uprobes can be put on
+    Symbols(Box<Symbols>),
 }
 
 /// The flags of `namespan run`.
@@ -93,6 +112,86 @@ pub struct Run {
     /// Send this container label, if present, as container.label.KEY; `*` at the end matches any rest (repeatable)
     #[arg(long = "label", value_name = "KEY", help_heading = "Containers")]
     pub labels: Vec<String>,
+
+    /// Of `namespan probe`; `None`: those of the file, beside all else that is watched.
+    #[arg(skip)]
+    pub uprobes: Option<UprobeFlags>,
+}
+
+/// The flags of `namespan probe`.
+#[derive(Args, Default)]
+#[command(after_help = format!("{PROBE_HELP}\n\n{PRECEDENCE}"))]
+pub struct Probe {
+    /// Read settings from this YAML file; its own probes are left out
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+
+    /// Print each hit: for people, or one OTLP/JSON request a line [default: table if no endpoint is set, else none]
+    #[arg(long, value_name = "FORMAT", value_parser = ["table", "tree", "jsonl", "none"], overrides_with = "console")]
+    pub console: Option<String>,
+
+    /// Stop by itself after this long, such as 10s, 500ms or 1h30m
+    #[arg(long = "for", value_name = "DURATION")]
+    pub run_for: Option<String>,
+
+    /// Log of Namespan itself [default: info]
+    #[arg(long, value_name = "LEVEL", value_parser = ["none", "error", "warn", "info", "debug", "trace"])]
+    pub log_level: Option<String>,
+
+    /// Form of that log: for people, or one JSON object a line [default: text]
+    #[arg(long, value_name = "FORMAT", value_parser = ["text", "json"])]
+    pub log_format: Option<String>,
+
+    #[command(flatten)]
+    pub uprobes: UprobeFlags,
+
+    #[command(flatten)]
+    pub export: ExportFlags,
+
+    #[command(flatten)]
+    pub runtimes: RuntimeFlags,
+}
+
+/// Which functions.
+#[derive(Args, Clone, Default)]
+#[command(next_help_heading = "Which functions")]
+pub struct UprobeFlags {
+    /// [TARGET:]BINARY:FUNCTION[(NAME:TYPE, ...)] [-> NAME:TYPE], such as
+    /// `web:/usr/bin/bash:readline -> ret:string`
+    ///
+    /// TARGET is host, pid=N, the name of a container (with `*` and `?`), or [SELECTOR] as of --include of `run`; before a
+    /// path it may be left out for the host. BINARY is an absolute path as the target sees it, or the name of a library
+    /// that it has loaded, such as libssl. FUNCTION is a symbol, SYMBOL+OFFSET, +OFFSET in the file, /REGEX/ with the
+    /// highest number of functions after it (10 unless said), or usdt:PROVIDER:NAME; names with other characters stand in
+    /// double quotes. TYPE is i8 to i64, u8 to u64, pointer, bool, string, bytes(N) whose length is argument N, *f32 or
+    /// *f64. Arguments are counted from 0; NAME@N:TYPE is argument N. Without `->` entries are told of, with `->` alone
+    /// returns, with both whole calls and how long they took. `-> _` captures no value, and `()` no arguments.
+    #[arg(value_name = "PROBE", required = true)]
+    pub specs: Vec<String>,
+
+    /// Of these containers, for probes without TARGET: name:GLOB, image:GLOB, label:KEY=GLOB, ... (repeatable)
+    #[arg(long = "container", value_name = "SELECTOR", action = ArgAction::Append)]
+    pub containers: Vec<String>,
+
+    /// Most bytes kept of a string or of bytes, up to 4096 [default: 256]
+    #[arg(long, value_name = "BYTES")]
+    pub max_string: Option<String>,
+
+    /// Tell of one of so many hits [default: 1]
+    #[arg(long, value_name = "N")]
+    pub sample: Option<String>,
+
+    /// Most hits a second of each probe, or none [default: 1000]
+    #[arg(long, value_name = "N")]
+    pub rate: Option<String>,
+
+    /// Hide what matches in captured strings (repeatable)
+    #[arg(long, value_name = "REGEX", action = ArgAction::Append)]
+    pub redact: Vec<String>,
+
+    /// Make a span of every call; of probes of whole calls
+    #[arg(long)]
+    pub span: bool,
 }
 
 /// The flags of `namespan check`.
@@ -123,6 +222,45 @@ pub struct Check {
 #[command(after_help = PRECEDENCE)]
 pub struct Containers {
     /// Print one JSON object, with whole ids
+    #[arg(long)]
+    pub json: bool,
+
+    /// Read settings from this YAML file; otel-config/namespan.yaml has them all
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub runtimes: RuntimeFlags,
+}
+
+const SYMBOLS_HELP: &str = "\
+Examples:
+  # What of the C library a process has, a container has
+  namespan symbols --container web --binary libc 'mall?oc'
+  # A program of this host
+  namespan symbols --binary /usr/bin/bash readline";
+
+/// The flags of `namespan symbols`.
+#[derive(Args, Default)]
+#[command(after_help = format!("{PRECEDENCE}\n\n{SYMBOLS_HELP}"))]
+pub struct Symbols {
+    /// Only those in whose name this regular expression is found
+    #[arg(value_name = "PATTERN")]
+    pub pattern: Option<String>,
+
+    /// Absolute path of the program or library; or the name of a library that a process has mapped, such as libssl
+    #[arg(long, value_name = "PATH|LIBRARY")]
+    pub binary: String,
+
+    /// In this container, by name or by the beginning of its id; `*` and `?` as in --include [default: this host]
+    #[arg(long, value_name = "NAME", conflicts_with = "pid")]
+    pub container: Option<String>,
+
+    /// As this process sees it
+    #[arg(long, value_name = "PID")]
+    pub pid: Option<u32>,
+
+    /// Print one JSON object
     #[arg(long)]
     pub json: bool,
 
@@ -248,6 +386,22 @@ pub struct RuntimeFlags {
     pub no_runtime_files: bool,
 }
 
+impl From<&Probe> for Run {
+    fn from(probe: &Probe) -> Self {
+        Self {
+            config: probe.config.clone(),
+            console: probe.console.clone(),
+            run_for: probe.run_for.clone(),
+            log_level: probe.log_level.clone(),
+            log_format: probe.log_format.clone(),
+            export: probe.export.clone(),
+            runtimes: probe.runtimes.clone(),
+            uprobes: Some(probe.uprobes.clone()),
+            ..Self::default()
+        }
+    }
+}
+
 impl From<&Check> for Run {
     /// The same settings, for a run that is only tried.
     fn from(check: &Check) -> Self {
@@ -265,6 +419,13 @@ impl From<&Containers> for Run {
     /// The same settings, for a run that is only tried.
     fn from(containers: &Containers) -> Self {
         Self { config: containers.config.clone(), runtimes: containers.runtimes.clone(), ..Self::default() }
+    }
+}
+
+impl From<&Symbols> for Run {
+    /// The same settings, for a run that is only tried.
+    fn from(symbols: &Symbols) -> Self {
+        Self { config: symbols.config.clone(), runtimes: symbols.runtimes.clone(), ..Self::default() }
     }
 }
 
@@ -328,6 +489,32 @@ mod tests {
         };
         assert_eq!(run.probes.uids, ["7", "0"]);
         assert_eq!(run.export.headers, ["a=b", "c=d"]);
+    }
+
+    #[test]
+    fn a_probe_is_one_word_and_takes_flags_of_its_own() {
+        let words =
+            ["namespan", "probe", "web:/bin/sh:f -> r:i32", "/bin/sh:g", "--container", "id:1", "--sample", "7"];
+        let Command::Probe(probe) = Cli::try_parse_from(words).unwrap().command else { panic!("probe expected") };
+        let Run { uprobes: Some(uprobes), .. } = Run::from(&*probe) else { panic!("probes expected") };
+        assert_eq!(uprobes.specs, ["web:/bin/sh:f -> r:i32", "/bin/sh:g"]);
+        assert_eq!(uprobes.containers, ["id:1"]);
+        assert_eq!(uprobes.sample.as_deref(), Some("7"));
+        assert!(refusal("namespan probe").contains("PROBE"));
+    }
+
+    #[test]
+    fn every_probe_of_the_help_can_be_read() {
+        let mut count = 0;
+        for line in PROBE_HELP.lines().filter(|line| line.starts_with("  namespan probe ")) {
+            // What stands in single quotes, and is no value of a flag.
+            let probe = line.split('\'').skip(1).step_by(2).find(|text| text.contains(':')).unwrap();
+            let selector = crate::config::selector("name:web-*").unwrap();
+            let containers = if line.contains("--container") { vec![selector] } else { Vec::new() };
+            crate::uprobe::parse::probe(probe, &containers).unwrap();
+            count += 1;
+        }
+        assert_eq!(count, 6);
     }
 
     #[test]

@@ -10,7 +10,8 @@ use tracing::level_filters::LevelFilter;
 use url::Url;
 
 use crate::cli;
-use crate::enrich::selection::Selection;
+use crate::enrich::selection::{Selection, Selector};
+use crate::uprobe::spec::Uprobe;
 
 mod env;
 mod error;
@@ -55,6 +56,10 @@ pub struct Config {
     pub switched_off: Vec<Signal>,
     /// `None`: Namespan's own counters are not exported.
     pub metrics: Option<Metrics>,
+    /// Functions that are probed, at most [`crate::uprobe::spec::PROBES_MAX`], no name twice.
+    pub uprobes: Vec<Uprobe>,
+    /// Nothing else is told of: neither execs nor exits.
+    pub uprobes_only: bool,
     pub log_level: LevelFilter,
     pub log_format: LogFormat,
     /// What a user should know about the settings, in whole sentences; to be logged once.
@@ -70,6 +75,11 @@ impl Config {
             Signal::Logs => Some((name, logs.as_ref()?)),
             Signal::Traces => Some((name, traces.as_ref()?)),
         })
+    }
+
+    /// Keys of the labels that containers are selected by, which runtimes have to keep.
+    pub fn label_keys(&self) -> impl Iterator<Item = &str> {
+        self.probes.filters.containers.label_keys().chain(self.uprobes.iter().flat_map(Uprobe::label_keys))
     }
 
     /// Flags over the environment over the file of `--config` over the defaults. `env` is asked for variables by name.
@@ -108,6 +118,8 @@ impl Default for Config {
             listen: None,
             switched_off: Vec::new(),
             metrics: None,
+            uprobes: Vec::new(),
+            uprobes_only: false,
             log_level: LevelFilter::INFO,
             log_format: LogFormat::Text,
             notes: Vec::new(),
@@ -151,7 +163,7 @@ impl Default for Probes {
             env_context: true,
             args_limit: 32 << 10,
             ring_bytes: 4 << 20,
-            ring_delay: Duration::from_millis(20),
+            ring_delay: Duration::from_millis(100),
             filters: Filters::default(),
         }
     }
@@ -251,10 +263,9 @@ pub(crate) fn resource_attributes(list: &str) -> Option<Vec<(String, String)>> {
     parse::attributes(list).ok()
 }
 
-/// A selector of containers, as a user writes it.
-#[cfg(test)]
-pub(crate) fn selector(text: &str) -> Option<crate::enrich::selection::Selector> {
-    parse::selector(text).ok()
+/// A selector of containers, as a user writes it. The error says what it is, in a phrase.
+pub(crate) fn selector(text: &str) -> Result<Selector, String> {
+    parse::selector(text).map_err(|parse::Expected(phrase)| phrase)
 }
 
 /// What is told of the lifetimes of processes as spans.

@@ -116,6 +116,15 @@ struct Claim {
     answered: bool,
 }
 
+/// A process that was there before its events.
+#[derive(Clone, Debug)]
+pub struct Resident {
+    pub pid: u32,
+    pub stat: procfs::Stat,
+    /// `None`: it is outside of containers.
+    pub container: Option<Arc<Container>>,
+}
+
 #[derive(Debug)]
 struct Told {
     source: Source,
@@ -345,10 +354,7 @@ impl Enricher {
 #[must_use]
 pub fn runtimes(config: &Config) -> Vec<(Box<dyn Runtime>, bool)> {
     let enrich = &config.enrich;
-    let labels = Labels {
-        sent: enrich.labels.clone(),
-        matched: config.probes.filters.containers.label_keys().map(ToOwned::to_owned).collect(),
-    };
+    let labels = Labels { sent: enrich.labels.clone(), matched: config.label_keys().map(ToOwned::to_owned).collect() };
     let capacity = enrich.cache_entries;
     // Before its records are told without any name at all.
     let patience = enrich.wait * 3 / 4;

@@ -15,14 +15,13 @@ use namespan::own_log;
 use namespan::pipeline::Pipeline;
 use namespan::reload::Settings;
 
-/// The work is one straight line with a sender beside it.
-const WORKERS: usize = 2;
-
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Run(flags) => run(&flags),
+        Command::Probe(flags) => run(&(&*flags).into()),
         Command::Check(flags) => check(&flags),
         Command::Containers(flags) => containers(&flags),
+        Command::Symbols(flags) => symbols(&flags),
     };
     result.unwrap_or_else(|error| {
         say(&format!("{error:#}"));
@@ -42,14 +41,18 @@ fn run(flags: &Run) -> Result<ExitCode> {
     log.limit.finish();
     // A name that is still being looked up is nothing to wait for.
     runtime.shutdown_background();
-    ended
+    let (closing_word, code) = ended?;
+    say(&closing_word);
+    Ok(code)
 }
 
-async fn watch(flags: &Run, config: &Config, set_log_level: impl Fn(LevelFilter)) -> Result<ExitCode> {
+/// Until it is asked to end; its closing word.
+async fn watch(flags: &Run, config: &Config, set_log_level: impl Fn(LevelFilter)) -> Result<(String, ExitCode)> {
     let mut signals = Signals::new()?;
     let (reloads, taken_up) = mpsc::channel(1);
     let settings = Settings::new(flags, config.clone(), reloads, signals.hangup.take());
     let mut pipeline = Pipeline::start(config)?;
+    give_back_memory();
     let mut is_shipping = false;
     for (signal, what) in [(config::Signal::Logs, "logs"), (config::Signal::Traces, "spans")] {
         for (destination, export) in config.exports(signal) {
@@ -77,13 +80,9 @@ async fn watch(flags: &Run, config: &Config, set_log_level: impl Fn(LevelFilter)
     });
     pipeline.run(stop, taken_up).await;
     tokio::select! {
-        summary = pipeline.finish() => {
-            say(&summary.to_string());
-            Ok(ExitCode::SUCCESS)
-        }
+        summary = pipeline.finish() => Ok((summary.to_string(), ExitCode::SUCCESS)),
         () = signals.next() => {
-            say("interrupted again: what was still to be sent is lost");
-            Ok(ExitCode::FAILURE)
+            Ok(("interrupted again: what was still to be sent is lost".to_owned(), ExitCode::FAILURE))
         }
     }
 }
@@ -105,12 +104,29 @@ fn containers(flags: &namespan::cli::Containers) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+fn symbols(flags: &namespan::cli::Symbols) -> Result<ExitCode> {
+    let config = Config::load(&flags.into(), &|name| std::env::var_os(name))?;
+    let runtime = runtime()?;
+    let told = runtime.block_on(namespan::list::symbols::list(&config, flags, &mut io::stdout().lock()));
+    runtime.shutdown_background();
+    for sentence in told? {
+        say(&sentence);
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// One thread: the work is one straight line, and what waits beside it takes less time than waking another thread.
 fn runtime() -> Result<tokio::runtime::Runtime> {
-    tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(WORKERS)
-        .enable_all()
-        .build()
-        .context("starting the runtime")
+    tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting the runtime")
+}
+
+/// What is free goes back to the kernel. To start takes megabytes that nothing needs any more: the kernel's types, the programs.
+fn give_back_memory() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: it touches nothing but the allocator's own free memory, under the allocator's locks.
+    unsafe {
+        libc::malloc_trim(0);
+    }
 }
 
 /// What asks us to end.

@@ -13,3 +13,4 @@ pub mod semconv;
 pub mod span;
 pub mod text;
 pub mod uid;
+pub mod uprobe;

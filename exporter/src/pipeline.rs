@@ -8,6 +8,7 @@ mod reload;
 mod resources;
 mod selects;
 mod summary;
+mod uprobing;
 mod work;
 
 use std::future::{Future, pending};
@@ -34,7 +35,9 @@ use lane::Lane;
 use reload::Reloading;
 pub use reload::{Reload, ReloadError};
 use selects::Selects;
-pub use summary::{Fate, Summary};
+pub use summary::{Fate, Hits, Summary};
+pub use uprobing::UprobingError;
+use uprobing::{Next, Uprobing};
 use work::{Traced, Work};
 
 /// From one look at our own counters to the next.
@@ -45,6 +48,8 @@ const TURN: usize = 4096;
 const LAST_METRICS: Duration = Duration::from_secs(1);
 /// Most that a program which was running when it was detached still takes.
 const REST: Duration = Duration::from_millis(200);
+/// As long as there are uprobes: a container has to be seen before it can be probed.
+const PROBED: Duration = Duration::from_millis(20);
 /// What systemd is told while all is well.
 const WATCHING: &str = "watching";
 /// Questions to the runtime, and its answers, that may wait.
@@ -79,6 +84,8 @@ pub struct Pipeline {
     ring: Ring,
     updates: Option<mpsc::Receiver<(usize, Update)>>,
     work: Work,
+    /// `None`: there are no uprobes.
+    uprobing: Option<Uprobing>,
     telemetry: Option<Telemetry>,
     lifecycle: Lifecycle,
     looked: Option<Instant>,
@@ -97,15 +104,18 @@ impl Pipeline {
             tracing::warn!(fields = ?attached.missing, "this kernel lacks fields: records go without them");
         }
         let ring = Ring::new(ring).map_err(PipelineError::Ring)?;
-        let (enricher, updates) = runtimes(config);
+        let (mut enricher, updates) = runtimes(config);
+        // After the programs are there, so that nobody comes in between.
+        let residents = enricher.survey(Instant::now());
         let selects = unwanted.map(|unwanted| Selects::new(probes.filters.clone(), unwanted));
         let shipped = logs.shipped().chain(spans.shipped()).collect();
         let telemetry = Telemetry::start(config, shipped)?;
-        let work = Work::new(config, enricher, console, logs, spans, selects).map_err(PipelineError::BootId)?;
+        let mut work = Work::new(config, enricher, console, logs, spans, selects).map_err(PipelineError::BootId)?;
+        let uprobing = if config.uprobes.is_empty() { None } else { work.probe(config, residents) };
         let mut lifecycle = Lifecycle::of_environment();
         lifecycle.ready(WATCHING);
         let retired = Counted::default();
-        Ok(Self { probes, attached, retired, ring, updates, work, telemetry, lifecycle, looked: None })
+        Ok(Self { probes, attached, retired, ring, updates, work, uprobing, telemetry, lifecycle, looked: None })
     }
 
     /// Works until `stop` is ready, or until nobody reads what is printed and nothing is shipped. Meanwhile takes up other
@@ -113,7 +123,7 @@ impl Pipeline {
     pub async fn run(&mut self, stop: impl Future<Output = ()>, mut reloads: mpsc::Receiver<Reload>) {
         let mut stop = std::pin::pin!(stop);
         let mut reloading = Reloading::default();
-        let mut tick = ticks(self.probes.ring_delay);
+        let mut tick = ticks(self.delay());
         // More waits than one turn takes: go on at once, but look at everything else in between.
         let mut more = false;
         loop {
@@ -123,7 +133,7 @@ impl Pipeline {
                 Some(reload) = reloads.recv(), if reloading.is_idle() => self.begin_reload(reload, &mut reloading),
                 ready = reloading.ready() => {
                     Box::pin(self.reload(ready)).await;
-                    tick = ticks(self.probes.ring_delay);
+                    tick = ticks(self.delay());
                 }
                 result = self.ring.wait() => {
                     // Without wake-ups there is still the tick.
@@ -131,6 +141,11 @@ impl Pipeline {
                         tracing::error!(%error, "the ring buffer's wake-ups are lost");
                     }
                 }
+                next = Uprobing::next(&mut self.uprobing) => match next {
+                    Next::Hits(Ok(())) => {}
+                    Next::Hits(Err(error)) => tracing::error!(%error, "the wake-ups of uprobes' ring buffer are lost"),
+                    Next::Answer(answer) => self.work.probed(&answer),
+                },
                 () = tokio::task::yield_now(), if more => {}
                 _ = tick.tick() => {}
             }
@@ -152,11 +167,16 @@ impl Pipeline {
         if let Err(error) = self.attached.detach() {
             tracing::error!(%error, "detaching failed");
         }
+        if let (Some(uprobing), Some(prober)) = (&mut self.uprobing, self.work.prober.take()) {
+            self.work.places = Some(prober.places.clone());
+            uprobing.end(prober).await;
+        }
         self.read_rest().await;
         let counted = self.counted();
-        let Self { attached, mut work, telemetry, .. } = self;
+        let Self { attached, mut work, uprobing, telemetry, .. } = self;
         drop(attached);
-        work.finish(counted.as_ref().ok());
+        let hits = uprobing.as_ref().map(Uprobing::totals);
+        work.finish(counted.as_ref().ok(), hits);
         // A terminal that was stopped must not stop us too.
         if timeout(work.drain, work.console.finish()).await.is_err() {
             tracing::error!("standard output takes nothing any more: its last events are not printed");
@@ -166,7 +186,7 @@ impl Pipeline {
         tokio::join!(work.logs.ended(), work.spans.lane.ended());
         if let Some(telemetry) = telemetry {
             if let Ok(counted) = &counted {
-                telemetry.publish(work.status(*counted));
+                telemetry.publish(work.status(*counted, hits));
             }
             // Where logs have used it up, the metrics may still go elsewhere.
             let left = work.drain.saturating_sub(began.elapsed());
@@ -176,20 +196,28 @@ impl Pipeline {
             tracing::error!(%error, "the kernel's counters can't be read");
             Counted::default()
         });
-        work.summary(&counted)
+        work.summary(&counted, hits)
     }
 
     /// Reads until all is read that was ever written: a program may still have been running when it was detached.
     async fn read_rest(&mut self) {
         let deadline = Instant::now() + REST;
         loop {
-            while self.turn() == TURN {}
+            // For as long as it takes: what hits meanwhile must not hold it up for ever.
+            while self.turn() == TURN && Instant::now() < deadline {}
             let written = self.counted().map_or(0, |counted| counted.sum(Counter::Delivered));
-            if self.work.read >= written || Instant::now() > deadline {
+            let hits = self.uprobing.as_ref().map_or(0, |uprobing| uprobing.totals().of("delivered"));
+            if (self.work.read >= written && self.work.hits >= hits) || Instant::now() > deadline {
                 return;
             }
             tokio::task::yield_now().await;
         }
+    }
+
+    /// Most that a record waits to be read.
+    fn delay(&self) -> Duration {
+        let delay = self.probes.ring_delay;
+        if self.uprobing.is_some() { delay.min(PROBED) } else { delay }
     }
 
     /// What all programs counted, those that have been replaced too.
@@ -218,19 +246,23 @@ impl Pipeline {
         }
         // What could not be read now is there the next time.
         let Ok(counted) = self.counted() else { return };
-        self.work.tell_losses(&counted, false);
+        if let (Some(uprobing), Some(prober)) = (&mut self.uprobing, &mut self.work.prober) {
+            uprobing.look(prober);
+        }
+        self.work.tell_losses(&counted, self.uprobing.as_ref().map(Uprobing::totals), false);
         if let Some(telemetry) = &self.telemetry {
-            telemetry.publish(self.work.status(counted));
+            telemetry.publish(self.work.status(counted, self.uprobing.as_ref().map(Uprobing::totals)));
         }
     }
 
     /// Handles what waits in the ring, up to a turn of it, and whatever is due; how many records there were.
     fn turn(&mut self) -> usize {
-        let Self { ring, work, .. } = self;
+        let Self { ring, work, uprobing, .. } = self;
         work.begin();
         let records = ring.read(TURN, |record| work.record(record));
+        let hits = uprobing.as_mut().map_or(0, |uprobing| uprobing.read(TURN, |record| work.hit(record)));
         work.end();
-        records
+        records.max(hits)
     }
 }
 

@@ -28,6 +28,7 @@ use crate::model::semconv;
 use crate::processes;
 use crate::queue::Queue;
 use crate::ship::ShipError;
+use crate::uprobe::follow::Totals;
 use exporter::Exporter;
 pub use health::{Condition, Delivery, State};
 use prometheus::Scrape;
@@ -46,7 +47,7 @@ pub enum TelemetryError {
 }
 
 /// What the pipeline knows of itself; the queue is asked when it is time.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Status {
     pub counted: Counted,
     pub cache: Stats,
@@ -64,6 +65,8 @@ pub struct Status {
     /// Log records among them that no event is behind.
     pub notes: u64,
     pub reloads: Reloads,
+    /// Of uprobes, as last heard.
+    pub hits: Totals,
 }
 
 /// What became of settings that were read anew.
@@ -211,7 +214,7 @@ impl Shared {
     }
 
     fn status(&self) -> Option<Status> {
-        *lock(&self.status)
+        lock(&self.status).clone()
     }
 }
 

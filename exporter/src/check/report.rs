@@ -130,7 +130,7 @@ impl Report {
 }
 
 /// Text from outside, with whatever could steer a terminal or reorder its line escaped.
-struct Printable<'a>(&'a str);
+pub(crate) struct Printable<'a>(pub(crate) &'a str);
 
 impl fmt::Display for Printable<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

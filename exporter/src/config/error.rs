@@ -32,6 +32,9 @@ pub enum ConfigError {
         queue: usize,
         queue_origin: Box<Origin>,
     },
+    /// Of a probe on the command line.
+    #[error("{problem}")]
+    Probe { problem: String },
     #[error("flag --config: cannot read {}", path.display())]
     Read { path: PathBuf, source: std::io::Error },
     /// Not YAML, or not our schema.

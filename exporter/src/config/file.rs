@@ -57,6 +57,8 @@ pub(super) struct Schema {
     pub destinations: Vec<Destination>,
     #[serde(deserialize_with = "section")]
     pub metrics: Metrics,
+    #[serde(deserialize_with = "section")]
+    pub uprobes: Vec<Uprobe>,
 }
 
 #[derive(Default, Deserialize)]
@@ -206,6 +208,29 @@ pub(super) struct Metrics {
     pub exporter: Entry,
     pub endpoint: Entry,
     pub interval: Entry,
+}
+
+/// A function that is probed.
+#[derive(Default, Deserialize)]
+#[cfg_attr(test, derive(serde::Serialize))]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Uprobe {
+    pub name: Entry,
+    pub containers: List,
+    pub host: Entry,
+    pub pid: Entry,
+    pub binary: Entry,
+    pub function: Entry,
+    pub kind: Entry,
+    pub args: List,
+    pub returns: Entry,
+    pub max_string: Entry,
+    pub sample: Entry,
+    pub rate: Entry,
+    pub burst: Entry,
+    pub severity: Entry,
+    pub span: Entry,
+    pub redact: List,
 }
 
 /// What else is shipped to: a name, and the three sections above of its own.
@@ -462,6 +487,9 @@ mod tests {
             ("destinations:\n  - name: [a]\n", "otel.yaml line 2: destinations: expected"),
             ("destinations: {name: a}\n", "otel.yaml line 1: destinations: expected"),
             ("destinations: [null]\n", "otel.yaml line 1: destinations: expected"),
+            ("uprobes:\n  - name: a\n    func: b\n", "otel.yaml line 3: uprobes.func: unknown field `func`"),
+            ("uprobes:\n  - name: a\n    args: b\n", "otel.yaml line 3: uprobes.args: expected"),
+            ("uprobes: {a: b}\n", "otel.yaml line 1: uprobes: expected"),
             ("queue:\n  drain: 5s\n  drain: 6s\n", "otel.yaml line 3: queue.drain: duplicate mapping key `drain`"),
             ("queue: {drain: 5s\n", "otel.yaml line"),
             ("- a\n", "otel.yaml line 1: "),
@@ -546,6 +574,18 @@ mod tests {
         assert_eq!(in_example, keys(&schema));
         let read = File::read(Path::new("otel.yaml"), &text).map_err(|error| error.to_string()).unwrap();
         assert_eq!(read.schema.destinations.len(), 2);
+    }
+
+    #[test]
+    fn every_key_of_a_probe_stands_in_the_example() {
+        let text = example("#   uprobes:");
+        let example: Value = serde_saphyr::from_str(&text).unwrap();
+        let schema = serde_json::to_value(Uprobe::default()).unwrap();
+        let keys =
+            |value: &Value| value.as_object().unwrap().keys().cloned().collect::<std::collections::BTreeSet<_>>();
+        let probes = example["uprobes"].as_array().unwrap();
+        let in_example: std::collections::BTreeSet<_> = probes.iter().flat_map(keys).collect();
+        assert_eq!(in_example, keys(&schema));
     }
 
     #[test]

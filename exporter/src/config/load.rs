@@ -19,6 +19,7 @@ use export::Wanted;
 mod bounds;
 mod export;
 mod spans;
+mod uprobes;
 
 pub(super) fn load(run: &Run, env: &dyn Fn(&str) -> Option<OsString>) -> Result<Config, ConfigError> {
     let sources = Sources { run, env: Env(env), file: File::load(run.config.as_deref())? };
@@ -122,6 +123,8 @@ impl Sources<'_> {
                 .filter_map(|(wanted, signal)| (wanted == Wanted::Nowhere).then_some(signal))
                 .collect(),
             metrics,
+            uprobes: self.uprobes()?,
+            uprobes_only: run.uprobes.is_some(),
             log_level,
             notes,
         };

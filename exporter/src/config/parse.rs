@@ -13,6 +13,7 @@ mod pairs;
 mod quantity;
 mod selector;
 mod spans;
+mod uprobe;
 
 pub(super) use endpoint::{EndpointKind, LOGS_PATH, METRICS_PATH, TRACES_PATH, endpoint, printable_endpoint};
 pub(super) use pairs::{Headers, attributes, headers, pairs, put};
@@ -22,6 +23,7 @@ pub(super) use quantity::{
 };
 pub(super) use selector::selector;
 pub(super) use spans::{executable, exit_code, max_per_trace, ratio, sampler, trust};
+pub(super) use uprobe::{burst, expression, kind, max_string, pid, rate, sample, severity, uprobe_name};
 
 /// Completes the sentence "this value is not …".
 #[derive(Debug, PartialEq, Eq)]

@@ -1,6 +1,7 @@
 //! Two settings come in; what differs and stays as it is until a restart goes out.
 
 use super::{AttributeLimits, Batch, Config, Console, Enrich, Metrics, Queue, Resource, Signal, Spans, Spool};
+use crate::uprobe::spec::Uprobe;
 
 /// Keys of the file, each once.
 pub(super) fn needed(old: &Config, new: &Config) -> Vec<&'static str> {
@@ -10,7 +11,7 @@ pub(super) fn needed(old: &Config, new: &Config) -> Vec<&'static str> {
         console,
         run_for,
         // All but one condition: the programs are loaded anew.
-        probes,
+        probes: _,
         // It holds from the next record on.
         arguments: _,
         // Who is asked, and what is remembered.
@@ -34,13 +35,17 @@ pub(super) fn needed(old: &Config, new: &Config) -> Vec<&'static str> {
         listen,
         switched_off,
         metrics,
+        // Each is attached and detached for itself; but for one condition, as for containers above.
+        uprobes: _,
+        // The command says so, which stays.
+        uprobes_only: _,
         log_level: _,
         log_format,
         notes: _,
     } = old;
     let mut found = Vec::new();
     // Runtimes keep of a container the labels alone that somebody asked for when they told of it.
-    let is_kept = |key| probes.filters.containers.label_keys().any(|kept| kept == key);
+    let is_kept = |key| old.label_keys().any(|kept| kept == key);
     // Only what is printed depends on it.
     let differs =
         |signal| new.console == Console::Jsonl && switched_off.contains(&signal) != new.switched_off.contains(&signal);
@@ -50,6 +55,7 @@ pub(super) fn needed(old: &Config, new: &Config) -> Vec<&'static str> {
         ("log_format", *log_format != new.log_format),
         ("listen", *listen != new.listen),
         ("probes.filters.containers", !new.probes.filters.containers.label_keys().all(is_kept)),
+        ("uprobes", !new.uprobes.iter().flat_map(Uprobe::label_keys).all(is_kept)),
         ("spool.directory", spool.is_some() != new.spool.is_some()),
         ("logs.exporter", differs(Signal::Logs)),
         ("traces.exporter", differs(Signal::Traces)),
@@ -130,6 +136,7 @@ mod tests {
 
     use super::super::{Arguments, Destination, Export, LogFormat, Probes, Reach, Scope, Selection};
     use super::*;
+    use crate::uprobe::spec::Target;
 
     fn export(url: &str) -> Export {
         Export::to(url.parse().unwrap())
@@ -137,6 +144,11 @@ mod tests {
 
     fn containers(selector: &str) -> Selection {
         Selection { include: vec![super::super::selector(selector).unwrap()], exclude: Vec::new() }
+    }
+
+    fn probe(text: &str, selector: &str) -> Uprobe {
+        let target = Target::Containers(vec![super::super::selector(selector).unwrap()]);
+        Uprobe { target, ..crate::uprobe::parse::probe(text, &[]).unwrap() }
     }
 
     fn changed(change: impl FnOnce(&mut Config)) -> Config {
@@ -162,6 +174,9 @@ mod tests {
             changed(|config| config.notes = vec!["a note".to_owned()]),
         ];
         let before = Config::default();
+        let tracing = |selector: &str| changed(|config| config.uprobes = vec![probe("web:/bin/sh:f", selector)]);
+        assert_eq!(before.needs_restart(&tracing("name:web")), [""; 0]);
+        assert_ne!(tracing("name:web"), tracing("name:db"));
         for after in reloaded {
             assert_ne!(before, after);
             assert_eq!(before.needs_restart(&after), [""; 0], "{after:?}");
@@ -244,6 +259,17 @@ mod tests {
         assert_eq!(before.needs_restart(&same_label), [""; 0]);
         assert_eq!(before.needs_restart(&Config::default()), [""; 0]);
         assert_eq!(before.needs_restart(&other_label), ["probes.filters.containers"]);
+    }
+
+    #[test]
+    fn a_label_that_was_not_kept_cannot_select_for_a_probe() {
+        let tracing = |selector: &str| changed(|config| config.uprobes = vec![probe("web:/bin/sh:f", selector)]);
+        let filtered = changed(|config| config.probes.filters.containers = containers("label:a"));
+        assert_eq!(Config::default().needs_restart(&tracing("label:a")), ["uprobes"]);
+        assert_eq!(tracing("label:b").needs_restart(&tracing("label:a")), ["uprobes"]);
+        assert_eq!(tracing("label:a").needs_restart(&tracing("label:a=x")), [""; 0]);
+        assert_eq!(filtered.needs_restart(&tracing("label:a=x")), [""; 0]);
+        assert_eq!(tracing("label:a").needs_restart(&filtered), [""; 0]);
     }
 
     #[test]

@@ -1,12 +1,13 @@
 //! Where each process of a container stands: whose it is, and how its tree came into the container. What a process may
 //! choose (its cgroup, as far as it can write there, and its namespaces) is weighed against what it can't: its parents.
 
+use std::collections::HashMap;
 use std::num::NonZeroUsize;
 
 use lru::LruCache;
 
 use super::containers::{Slot, Spaces};
-use super::procfs::INIT_PID_NS;
+use super::procfs::{INIT_PID_NS, Stat};
 use crate::event::ProcessId;
 
 /// Processes remembered at most. Who is forgotten is looked up in `/proc` when it has children.
@@ -51,6 +52,8 @@ pub(super) struct Kin {
     standings: LruCache<ProcessId, Standing>,
     /// Processes older than we are that were looked up, and found outside.
     outside: LruCache<ProcessId, ()>,
+    /// Those that were in containers before we were there, by pid; none of them has been heard of yet.
+    elders: HashMap<u32, (Stat, Standing)>,
     /// Start of the youngest that was forgotten before its exit.
     forgotten_ns: u64,
 }
@@ -59,7 +62,7 @@ impl Kin {
     /// `began_boot_ns`: execs since then are seen.
     pub fn new(began_boot_ns: u64) -> Self {
         let (standings, outside) = (LruCache::sparse(ENTRIES), LruCache::sparse(OUTSIDE));
-        Self { standings, outside, forgotten_ns: began_boot_ns }
+        Self { standings, outside, elders: HashMap::new(), forgotten_ns: began_boot_ns }
     }
 
     pub fn of(&mut self, process: ProcessId) -> Option<Standing> {
@@ -80,6 +83,20 @@ impl Kin {
 
     pub fn forget(&mut self, process: ProcessId) {
         self.standings.pop(&process);
+        self.elder(process);
+    }
+
+    /// As many as others are.
+    pub fn remember_elder(&mut self, pid: u32, stat: Stat, standing: Standing) {
+        if self.elders.len() < ENTRIES.get() {
+            self.elders.insert(pid, (stat, standing));
+        }
+    }
+
+    /// Where it stood when we came; told once.
+    pub fn elder(&mut self, process: ProcessId) -> Option<Standing> {
+        let (stat, standing) = self.elders.remove(&process.tgid)?;
+        stat.is(process).then_some(standing)
     }
 
     /// Whether a process that has exec'd did so outside of containers, as far as was seen.

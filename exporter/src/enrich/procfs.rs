@@ -2,6 +2,7 @@
 //! come out. Everything is read at the time of the question, and a process may have gone meanwhile.
 
 use std::fs;
+use std::io;
 use std::os::unix::fs::MetadataExt as _;
 
 use super::cgroup::resolve;
@@ -78,8 +79,19 @@ impl Stat {
         Self::parse(&fs::read(format!("/proc/{pid}/stat")).ok()?)
     }
 
+    /// `None`: it is gone.
+    pub fn read(pid: u32) -> io::Result<Option<Self>> {
+        match fs::read(format!("/proc/{pid}/stat")) {
+            Ok(text) => Ok(Self::parse(&text)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            // It ends just now.
+            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     /// The name of the program, in parentheses, may be anything.
-    fn parse(text: &[u8]) -> Option<Self> {
+    pub(crate) fn parse(text: &[u8]) -> Option<Self> {
         let rest = text.get(text.iter().rposition(|byte| *byte == b')')? + 1..)?;
         let mut fields = str::from_utf8(rest).ok()?.split_ascii_whitespace();
         let parent = fields.nth(1)?.parse().ok()?;
@@ -87,11 +99,23 @@ impl Stat {
         Some(Self { parent, start_ns: ticks.checked_mul(TICK_NS)? })
     }
 
+    /// Whether both are of one process, if both are of one pid.
+    #[must_use]
+    pub fn is_same(self, other: Self) -> bool {
+        self.start_ns == other.start_ns
+    }
+
     /// Whether it is this process, and no later one of the same pid.
     #[must_use]
     pub fn is(self, process: ProcessId) -> bool {
         process.start_boot_ns / TICK_NS * TICK_NS == self.start_ns
     }
+}
+
+/// Of all processes that `/proc` has, as far as it can be read.
+pub fn pids() -> impl Iterator<Item = u32> {
+    let entries = fs::read_dir("/proc").into_iter().flatten();
+    entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
 }
 
 /// The pid of a process in its own PID namespace.

@@ -1,5 +1,7 @@
 //! A container comes in; whether its processes are to be told of goes out.
 
+use std::fmt::{self, Write as _};
+
 use super::container::{Container, Image, Reference};
 
 /// Where Compose says which project a container is of.
@@ -52,15 +54,7 @@ impl Selection {
 
     /// Keys of the labels that have to be kept, as [`Container::matched`].
     pub fn label_keys(&self) -> impl Iterator<Item = &str> {
-        self.conditions().filter_map(|condition| match condition {
-            Condition::Label { key, .. } => Some(key.as_str()),
-            Condition::Name(_)
-            | Condition::Image { .. }
-            | Condition::Namespace(_)
-            | Condition::Pod(_)
-            | Condition::Id(_)
-            | Condition::Runtime(_) => None,
-        })
+        self.include.iter().chain(&self.exclude).flat_map(Selector::label_keys)
     }
 
     /// Whether it takes a runtime's word on a container, as it does for all but id and runtime.
@@ -75,7 +69,22 @@ impl Selection {
 }
 
 impl Selector {
-    fn holds(&self, container: &Container) -> bool {
+    /// As [`Selection::label_keys`].
+    pub fn label_keys(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().filter_map(|condition| match condition {
+            Condition::Label { key, .. } => Some(key.as_str()),
+            Condition::Name(_)
+            | Condition::Image { .. }
+            | Condition::Namespace(_)
+            | Condition::Pod(_)
+            | Condition::Id(_)
+            | Condition::Runtime(_) => None,
+        })
+    }
+
+    /// Whether it is one of these containers.
+    #[must_use]
+    pub fn holds(&self, container: &Container) -> bool {
         self.0.iter().all(|condition| condition.holds(container))
     }
 }
@@ -162,6 +171,55 @@ impl Glob {
             }
         }
     }
+}
+
+/// As a user writes it.
+impl fmt::Display for Selector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, condition) in self.0.iter().enumerate() {
+            f.write_str(if index > 0 { "," } else { "" })?;
+            write!(f, "{condition}")?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Condition {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let literal =
+            |f: &mut fmt::Formatter<'_>, text: &str| text.chars().try_for_each(|character| escaped(f, character));
+        match self {
+            Self::Name(pattern) => write!(f, "name:{pattern}"),
+            Self::Image { pattern, .. } => write!(f, "image:{pattern}"),
+            Self::Label { key, value } => {
+                f.write_str("label:")?;
+                literal(f, key)?;
+                value.iter().try_for_each(|value| write!(f, "={value}"))
+            }
+            Self::Namespace(pattern) => write!(f, "namespace:{pattern}"),
+            Self::Pod(pattern) => write!(f, "pod:{pattern}"),
+            Self::Id(prefix) => f.write_str("id:").and_then(|()| literal(f, prefix)),
+            Self::Runtime(name) => f.write_str("runtime:").and_then(|()| literal(f, name)),
+        }
+    }
+}
+
+impl fmt::Display for Glob {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|token| match token {
+            Token::AnyText => f.write_char('*'),
+            Token::AnyCharacter => f.write_char('?'),
+            Token::Character(character) => escaped(f, *character),
+        })
+    }
+}
+
+/// Also what means something only around a selector or in another place of it, and spaces, which alone are no value.
+fn escaped(f: &mut fmt::Formatter<'_>, character: char) -> fmt::Result {
+    if character.is_whitespace() || matches!(character, '\\' | '*' | '?' | ',' | '=' | '[' | ']') {
+        f.write_char('\\')?;
+    }
+    f.write_char(character)
 }
 
 #[cfg(test)]

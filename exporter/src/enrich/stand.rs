@@ -3,17 +3,26 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use namespan_ebpf::wire::ns;
+use namespan_ebpf::wire::{CgroupKey, ns};
 
 use super::cgroup::resolve;
+use super::container::Container;
 use super::containers::{Slot, Spaces};
 use super::home::Home;
 use super::kin::{Entry, Facts, Standing, Weighed, weigh};
-use super::{Enricher, Entered, procfs};
+use super::{Attribution, Enricher, Entered, How, Owner, Resident, procfs};
 use crate::event::{CgroupPath, Event, Kind, ProcessId};
 
 /// Parents that are looked up for one process.
 const PARENTS: usize = 64;
+
+/// What `/proc` says of where a process stands.
+enum Found {
+    Inside(Standing),
+    Outside,
+    /// Not all that it takes.
+    Nothing,
+}
 
 impl Enricher {
     /// Weighs what the cgroup names against where the process comes from, and remembers it for those that come from it.
@@ -98,14 +107,85 @@ impl Enricher {
         self.look_up(known, now)
     }
 
-    /// Finds a process that is older than we are, or was forgotten, in `/proc`: it is of the outermost container that its
-    /// parents are in.
+    /// Notes where the processes stand that are there already, before the first of their children is read of: by then they
+    /// may be gone from `/proc`. Returns them.
+    pub fn survey(&mut self, now: Instant) -> Vec<Resident> {
+        let mut residents = Vec::new();
+        for pid in procfs::pids() {
+            let Some(stat) = procfs::Stat::of(pid) else { continue };
+            let container = match self.in_proc(pid, stat, now) {
+                Found::Inside(standing) => {
+                    self.kin.remember_elder(pid, stat, standing);
+                    self.containers.peek(standing.slot).map(|entry| Arc::clone(&entry.container))
+                }
+                Found::Outside => None,
+                Found::Nothing => continue,
+            };
+            residents.push(Resident { pid, stat, container });
+        }
+        residents
+    }
+
+    /// Whose a process is of which nothing is known but its ids: by where it or its parent stands, else by its cgroup.
+    pub fn whose(
+        &mut self,
+        process: ProcessId,
+        parent: Option<ProcessId>,
+        cgroup: CgroupKey,
+        now: Instant,
+    ) -> Attribution {
+        let standing = [Some(process), parent].into_iter().flatten().find_map(|process| {
+            let known = self.kin.of(process);
+            known.or_else(|| if self.kin.is_outside(process) { None } else { self.look_up(process, now) })
+        });
+        let by_cgroup = || match self.cgroups.peek(&cgroup) {
+            Some(Home::Container { slot, .. }) => Some(*slot),
+            Some(Home::Host(_) | Home::Unclaimed { .. } | Home::Claim { .. } | Home::Contradicted { .. }) | None => {
+                None
+            }
+        };
+        let slot = standing.map(|standing| standing.slot).or_else(by_cgroup);
+        let live = slot.filter(|slot| self.containers.live(*slot, now).is_some());
+        let (owner, how) = match live {
+            Some(slot) => self.described(slot),
+            None => (Owner::Host(None), How::None),
+        };
+        let entry = standing.map(|standing| standing.entry);
+        Attribution { owner, how, entry, entered: None, claimed: None, nested: None }
+    }
+
+    /// A container as it is known by now.
+    #[must_use]
+    pub fn container(&self, key: &str) -> Option<Arc<Container>> {
+        let entry = self.containers.peek(self.containers.find(key)?)?;
+        Some(Arc::clone(&entry.container))
+    }
+
+    /// Finds a process that is older than we are, or was forgotten.
     fn look_up(&mut self, process: ProcessId, now: Instant) -> Option<Standing> {
-        let mut pid = process.tgid;
-        let mut stat = procfs::Stat::of(pid).filter(|stat| stat.is(process))?;
+        if let Some(standing) = self.kin.elder(process) {
+            self.kin.remember(process, standing);
+            return Some(standing).filter(|standing| self.containers.live(standing.slot, now).is_some());
+        }
+        let stat = procfs::Stat::of(process.tgid).filter(|stat| stat.is(process))?;
+        match self.in_proc(process.tgid, stat, now) {
+            Found::Inside(standing) => {
+                self.kin.remember(process, standing);
+                Some(standing)
+            }
+            Found::Outside => {
+                self.kin.remember_outside(process);
+                None
+            }
+            Found::Nothing => None,
+        }
+    }
+
+    /// By `/proc`, a process is of the outermost container that its parents are in.
+    fn in_proc(&mut self, mut pid: u32, mut stat: procfs::Stat, now: Instant) -> Found {
         let mut top = None;
         for _ in 0..PARENTS {
-            let cgroups = procfs::cgroups(pid)?;
+            let Some(cgroups) = procfs::cgroups(pid) else { return Found::Nothing };
             let (v2, v1) = (CgroupPath(&cgroups.v2), CgroupPath(&cgroups.v1));
             if resolve(v2, v1).is_none() && self.containers.under_root(v2).or(self.containers.under_root(v1)).is_none()
             {
@@ -116,17 +196,12 @@ impl Enricher {
             let Some(parent) = procfs::Stat::of(pid) else { break };
             stat = parent;
         }
-        let Some((first, cgroups)) = top else {
-            self.kin.remember_outside(process);
-            return None;
-        };
+        let Some((first, cgroups)) = top else { return Found::Outside };
         let home = self.find_home(CgroupPath(&cgroups.v2), CgroupPath(&cgroups.v1), true, now);
-        let Home::Container { slot, .. } = home else { return None };
+        let Home::Container { slot, .. } = home else { return Found::Nothing };
         let is_init =
             procfs::innermost_pid(first) == Some(1) || procfs::namespace(first, "pid") == Some(procfs::INIT_PID_NS);
-        let standing = Standing { slot, entry: if is_init { Entry::Init } else { Entry::Exec } };
-        self.kin.remember(process, standing);
-        Some(standing)
+        Found::Inside(Standing { slot, entry: if is_init { Entry::Init } else { Entry::Exec } })
     }
 
     /// Whether a process is there, and in the container's own cgroup.

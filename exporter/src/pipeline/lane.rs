@@ -64,7 +64,7 @@ impl Lane {
             config.exports(signal).map(|(name, export)| Destination::start(name, signal, export, limits, config));
         Ok(Self {
             signal,
-            collected: Class::ALL.map(|_| Accumulators::new(batch)),
+            collected: Class::ALL.map(|class| Accumulators::new(class.scope(), batch)),
             created: 0,
             oldest: None,
             delay: batch.delay,
@@ -151,7 +151,7 @@ impl Lane {
         let full = if collected.is_full() { collected.take() } else { None };
         self.oldest.get_or_insert(now);
         for request in [before, full].into_iter().flatten() {
-            self.hand_on(class, &request, console);
+            self.hand_on(class, request, console);
         }
     }
 
@@ -164,7 +164,7 @@ impl Lane {
     /// Closes what is being collected of one class: the others go on.
     pub(super) fn close_class(&mut self, class: Class, console: &mut Console) {
         if let Some(request) = self.collected[class as usize].take() {
-            self.hand_on(class, &request, console);
+            self.hand_on(class, request, console);
         }
     }
 
@@ -176,8 +176,8 @@ impl Lane {
         }
     }
 
-    fn hand_on(&mut self, class: Class, request: &Request, console: &mut Console) {
-        let Request { records, bytes } = request;
+    fn hand_on(&mut self, class: Class, request: Request, console: &mut Console) {
+        let Request { records, bytes } = &request;
         if console.is_jsonl(self.signal) {
             match json::request(self.signal, bytes) {
                 Ok(line) => console.json(&line, self.signal, *records),
@@ -207,6 +207,7 @@ impl Lane {
                 }
             }
         }
+        self.collected[class as usize].reuse(request);
     }
 
     /// Takes no more: what waits has its drain from now on.

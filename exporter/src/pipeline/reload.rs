@@ -2,7 +2,7 @@
 
 use std::future::{Future, pending};
 use std::pin::Pin;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use aya::maps::{MapData, RingBuf};
 use thiserror::Error;
@@ -12,8 +12,9 @@ use tokio::time::sleep;
 
 use super::handover::Handover;
 use super::selects::Selects;
+use super::uprobing::UprobingError;
 use super::work::Traced;
-use super::{Pipeline, PipelineError, TURN, WATCHING};
+use super::{Pipeline, PipelineError, REST, TURN, WATCHING};
 use crate::attach::refusal::refusal;
 use crate::attach::{AttachError, Attached, Unwanted, attach_idle};
 use crate::clock::boot_ns;
@@ -41,6 +42,8 @@ pub enum ReloadError {
     Loader(#[from] JoinError),
     #[error("the ring buffer can't be watched: {0}")]
     Ring(#[source] std::io::Error),
+    #[error(transparent)]
+    Uprobes(#[from] UprobingError),
     #[error(transparent)]
     Destination(#[from] PipelineError),
 }
@@ -145,15 +148,22 @@ impl Pipeline {
     async fn take_up(&mut self, config: &Config, relief: Option<Relief>) -> Result<(), ReloadError> {
         let logs = self.work.logs.prepare(config)?;
         let spans = self.work.spans.lane.prepare(config)?;
+        if self.uprobing.is_none() && !config.uprobes.is_empty() {
+            self.uprobing = Some(self.work.begin_probing(config)?);
+        }
         if let Some(relief) = relief {
             self.relieve(relief).await?;
         }
         // What has happened so far goes where it would have gone.
-        while self.turn() == TURN {}
+        let deadline = Instant::now() + REST;
+        while self.turn() == TURN && Instant::now() < deadline {}
         self.work.close();
         self.work.logs.reload(logs);
         self.work.spans.lane.reload(spans);
         self.work.arguments(config.arguments);
+        if let Some(prober) = &mut self.work.prober {
+            prober.settings(&config.uprobes);
+        }
         if let Some(telemetry) = &self.telemetry {
             telemetry.ship(self.work.logs.shipped().chain(self.work.spans.lane.shipped()).collect());
         }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use crate::queue::Snapshot;
+use crate::uprobe::follow::Totals;
 
 /// What became of everything that was seen.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -12,6 +13,16 @@ pub struct Summary {
     pub events: Fate,
     /// `None`: no spans are made.
     pub spans: Option<Fate>,
+    /// `None`: there are no uprobes.
+    pub hits: Option<Hits>,
+}
+
+/// What became of the hits of all uprobes. Those that are told are among the events, too.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Hits {
+    /// Read from the ring, and told as events.
+    pub told: u64,
+    pub totals: Totals,
 }
 
 /// What became of the records of one signal.
@@ -42,10 +53,31 @@ fn lose(dropped: &mut BTreeMap<String, u64>, reason: &str, records: u64) {
 impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "seen {}", self.events)?;
-        match &self.spans {
-            Some(spans) => write!(f, "; spans {spans}"),
-            None => Ok(()),
+        if let Some(spans) = &self.spans {
+            write!(f, "; spans {spans}")?;
         }
+        if let Some(hits) = &self.hits {
+            write!(f, "; hits {hits}")?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Hits {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}, told {}", self.totals.triggered, self.told)?;
+        for by_choice in ["filtered", "sampled_out", "unfinished"] {
+            let count = self.totals.of(by_choice);
+            if count > 0 {
+                write!(f, ", {by_choice} {count}")?;
+            }
+        }
+        let mut dropped = BTreeMap::new();
+        for (reason, lost) in self.totals.losses() {
+            lose(&mut dropped, reason, lost);
+        }
+        lose(&mut dropped, "unread", self.totals.of("delivered").saturating_sub(self.told));
+        losses(f, &dropped)
     }
 }
 
@@ -109,7 +141,7 @@ mod tests {
     fn the_summary_names_every_reason() {
         let shipped = vec![("main".to_owned(), exported(7))];
         let events = Fate { seen: 10, shipped, ..Fate::default() };
-        let mut summary = Summary { events, spans: None };
+        let mut summary = Summary { events, spans: None, hits: None };
         assert_eq!(summary.to_string(), "seen 10, exported 7, rejected 0, dropped 0");
         summary.events.shipped[0].1.dropped.insert(Reason::QueueFull, 2);
         summary.events.lose("ring_full", 1);
@@ -119,7 +151,7 @@ mod tests {
         let shipped = vec![("main".to_owned(), exported(4))];
         summary.spans = Some(Fate { seen: 4, shipped, printed: Some(4), ..Fate::default() });
         assert_eq!(summary.to_string(), format!("{events}; spans 4, exported 4, rejected 0, printed 4, dropped 0"));
-        summary = Summary { events: Fate { seen: 4, printed: Some(4), ..Fate::default() }, spans: None };
+        summary = Summary { events: Fate { seen: 4, printed: Some(4), ..Fate::default() }, spans: None, hits: None };
         assert_eq!(summary.to_string(), "seen 4, printed 4, dropped 0");
     }
 
@@ -127,7 +159,7 @@ mod tests {
     fn a_spool_has_what_it_found_and_what_it_keeps() {
         let mut shipped = vec![("main".to_owned(), exported(7))];
         shipped[0].1.spool = Some(Spooled { records: 3, ..Spooled::default() });
-        let mut summary = Summary { events: Fate { seen: 10, shipped, ..Fate::default() }, spans: None };
+        let mut summary = Summary { events: Fate { seen: 10, shipped, ..Fate::default() }, spans: None, hits: None };
         assert_eq!(summary.to_string(), "seen 10, exported 7, rejected 0, spooled 3, dropped 0");
         summary.events.shipped[0].1.spool = Some(Spooled { recovered: 2, records: 5, ..Spooled::default() });
         assert_eq!(summary.to_string(), "seen 10, recovered 2, exported 7, rejected 0, spooled 5, dropped 0");
@@ -141,6 +173,6 @@ mod tests {
         events.lose("ring_full", 1);
         let text = "seen 10, dropped 1 (ring_full 1); to main, exported 9, rejected 0, dropped 0; to vendor, exported \
                     5, rejected 0, dropped 4 (retry_expired 4)";
-        assert_eq!(Summary { events, spans: None }.to_string(), text);
+        assert_eq!(Summary { events, spans: None, hits: None }.to_string(), text);
     }
 }

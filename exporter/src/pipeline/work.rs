@@ -5,31 +5,38 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use namespan_ebpf::wire::{Counter, flag};
+use namespan_ebpf::wire::{CgroupKey, Counter, flag};
 
 use super::handover::Handover;
 use super::lane::Lane;
 use super::losses::{self, Early, Look, Losses};
 use super::resources::Resources;
 use super::selects::Selects;
-use super::summary::{Fate, Summary};
+use super::summary::{Fate, Hits, Summary};
+use super::uprobing::{Prober, Uprobing, UprobingError};
 use crate::attach::Counted;
 use crate::clock::{Clock, boot_ns};
 use crate::config::{Arguments, Config, Probes, RootSampler, Sampler, Signal};
 use crate::console::{Console, Trees};
 use crate::decode;
+use crate::enrich::container::Container;
 use crate::enrich::runtime::Update;
-use crate::enrich::{Attribution, Change, Changed, Enricher, Stand, Verdict};
+use crate::enrich::{Attribution, Change, Changed, Enricher, Owner, Resident, Stand, Verdict};
 use crate::event::{Event, Exec, Exit, Kind, ProcessId};
 use crate::model::log::{self, Context};
 use crate::model::note::{self, Value};
 use crate::model::semconv;
 use crate::model::span::{self, End};
 use crate::model::uid::Uids;
+use crate::model::uprobe::{self, Told};
 use crate::processes::{self, Begun, Processes, Seen, Span};
 use crate::queue::Class;
 use crate::telemetry::{Condition, Reloads, Status, name_of};
+use crate::trace::SpanContext;
 use crate::trace::ids::Ids;
+use crate::uprobe::follow::{Answer, Sighting, Totals, Who};
+use crate::uprobe::hit;
+use crate::uprobe::place::Places;
 
 /// How long a process is remembered after its exit, beyond the time for which its children's records may wait: its exit may
 /// be read before the exec of a child that ran at the same moment on another CPU.
@@ -74,6 +81,17 @@ pub(super) struct Work {
     pub(super) selects: Option<Selects>,
     /// Other programs have taken over just now.
     pub(super) handover: Option<Handover>,
+    /// `None`: there are no uprobes, or no more.
+    pub(super) prober: Option<Prober>,
+    /// What is known of the places of the last hits, once there is no prober.
+    pub(super) places: Option<Places>,
+    probe_encoder: uprobe::Encoder,
+    /// For spans of calls.
+    call_ids: Option<Ids>,
+    /// Hits read from their ring.
+    pub(super) hits: u64,
+    /// Nothing but hits is told.
+    only_probes: bool,
 }
 
 /// Whether anybody takes spans, and whether any record has ids of spans.
@@ -87,7 +105,9 @@ impl Traced {
     pub(super) fn new(config: &Config, console: &Console) -> Self {
         let is_wanted = |signal| console.is_jsonl(signal) || config.exports(signal).next().is_some();
         // A span ends with the exit.
-        let spans = config.probes.exits && is_wanted(Signal::Traces);
+        let spans = config.probes.exits && is_wanted(Signal::Traces)
+            // A call's span lies within its process's.
+            && (!config.uprobes_only || config.uprobes.iter().any(|probe| probe.span));
         Self { spans, ids: is_wanted(Signal::Logs) || spans || console.is_tree() }
     }
 
@@ -165,6 +185,7 @@ impl Work {
         let spans = Spans { encoder, lane: spans, told: 0 };
         let ids = if traced.ids { Some(Ids::of_this_boot()?) } else { None };
         let uids = ids.as_ref().map(|ids| Uids::of_boot(ids.boot()));
+        let call_ids = ids.as_ref().map(|ids| Ids::of_boot(ids.boot()));
         let settings = ids.map(|ids| (settings, ids));
         Ok(Self {
             losses: Losses::new(clock.unix_ns(began_boot_ns)),
@@ -193,6 +214,12 @@ impl Work {
             reloads: Reloads::default(),
             selects,
             handover: None,
+            prober: None,
+            places: None,
+            call_ids,
+            probe_encoder: uprobe::Encoder::new(config.arguments, config.limits),
+            hits: 0,
+            only_probes: config.uprobes_only,
         })
     }
 
@@ -200,6 +227,7 @@ impl Work {
     pub(super) fn arguments(&mut self, arguments: Arguments) {
         self.encoder.arguments(arguments);
         self.spans.encoder.arguments(arguments);
+        self.probe_encoder.arguments(arguments);
     }
 
     /// Nobody takes anything of what is seen any more.
@@ -264,6 +292,123 @@ impl Work {
         }
     }
 
+    /// One hit of a uprobe as the kernel wrote it.
+    pub(super) fn hit(&mut self, record: &[u8]) {
+        self.hits += 1;
+        let hit = match hit::decode(record) {
+            Ok(hit) => hit,
+            Err(error) => {
+                if self.undecodable == 0 {
+                    tracing::error!(%error, "a record of a uprobe can't be read; such records are counted");
+                }
+                self.undecodable += 1;
+                return;
+            }
+        };
+        let places = self.prober.as_ref().map(|prober| &prober.places).or(self.places.as_ref());
+        let Some(place) = places.and_then(|places| places.get(hit.place)) else {
+            // It was forgotten long ago.
+            self.undecodable += 1;
+            return;
+        };
+        let process = &hit.process;
+        let id = ProcessId { tgid: process.tgid, start_boot_ns: process.start_boot_ns };
+        let parent = ProcessId::found(process.parent_tgid, process.parent_start_boot_ns);
+        let cgroup = CgroupKey { v2: process.cgroup_id, v1: process.cgroup_v1_id };
+        let attribution = self.enricher.whose(id, parent, cgroup, self.now);
+        let time_unix_ns = self.clock.unix_ns(process.time_boot_ns);
+        // A fork without an exec runs what its parent does.
+        let image = [Some(id), parent].into_iter().flatten().find(|process| self.processes.of(*process).is_some());
+        let known = image.and_then(|image| self.processes.of(image));
+        let trace = known.and_then(|process| Some(process.span.as_ref()?.context));
+        let process_span = self.processes.span_id(image.unwrap_or(id));
+        let own = if place.probe.span && matches!(hit.kind, hit::Kind::Call { .. }) && self.traced.spans {
+            let sampled = trace.filter(SpanContext::is_sampled);
+            self.call_ids.as_ref().zip(sampled).map(|(ids, trace)| SpanContext {
+                span_id: ids.call(process.tid, hit.place, process.time_boot_ns),
+                ..trace
+            })
+        } else {
+            None
+        };
+        let told = Told {
+            hit: &hit,
+            place: &place,
+            attribution: &attribution,
+            time_unix_ns,
+            observed_unix_ns: self.now_unix_ns.max(time_unix_ns),
+            creation_unix_ns: self.clock.creation_unix_ns(process.start_boot_ns),
+            parent_creation_unix_ns: self.clock.creation_unix_ns(process.parent_start_boot_ns),
+            image: known.map(|process| &process.image),
+            uid: self.uids.map(|uids| uids.of_hit(&hit)),
+            span: own.map(|own| own.span_id).or(process_span),
+            trace: trace.map(|trace| (trace.trace_id, trace.flags)),
+        };
+        if self.console.is_table() {
+            self.console.hit(&told);
+        }
+        if self.logs.is_wanted(&self.console) {
+            let (encoder, resource) = (&mut self.probe_encoder, self.resources.of(&attribution.owner));
+            self.logs.push(self.now, Class::Probe, resource, &mut self.console, |out| encoder.encode(&told, out));
+        }
+        if let Some(own) = own {
+            self.spans.told += 1;
+            let (encoder, resource) = (&mut self.probe_encoder, self.resources.of(&attribution.owner));
+            self.spans.lane.push(self.now, Class::Call, resource, &mut self.console, |out| {
+                encoder.encode_span(&told, own, process_span, out);
+            });
+        }
+    }
+
+    /// Begins to probe what the settings ask for; where that is not possible it is said, and everything else goes on.
+    pub(super) fn probe(&mut self, config: &Config, residents: Vec<Resident>) -> Option<Uprobing> {
+        match Uprobing::start(config, residents) {
+            Ok((uprobing, prober)) => {
+                self.prober = Some(prober);
+                Some(uprobing)
+            }
+            Err(error) => {
+                tracing::error!("{error}; everything else goes on");
+                let reason = error.to_string();
+                self.note(semconv::EVENT_UPROBE_REFUSED, note::ERROR, &[(semconv::REASON, Value::Text(&reason))]);
+                None
+            }
+        }
+    }
+
+    /// As [`probe`](Self::probe), when there were no uprobes before.
+    pub(super) fn begin_probing(&mut self, config: &Config) -> Result<Uprobing, UprobingError> {
+        let residents = self.enricher.survey(Instant::now());
+        let (uprobing, prober) = Uprobing::start(config, residents)?;
+        self.prober = Some(prober);
+        Ok(uprobing)
+    }
+
+    /// What became of attaching a probe.
+    pub(super) fn probed(&mut self, answer: &Answer) {
+        let name_of = |container: &Option<Arc<Container>>| {
+            container.as_ref().map(|container| container.name.clone().unwrap_or_else(|| container.id.clone()))
+        };
+        match answer {
+            Answer::Attached { probe, container, binary, places } => {
+                let container = name_of(container).unwrap_or_default();
+                tracing::info!(probe = probe.name, container, binary, places, "probing");
+            }
+            Answer::Refused { probe, container, reason } => {
+                let name = name_of(container).unwrap_or_default();
+                tracing::warn!(probe = probe.name, container = name, reason, "can't be probed");
+                let id = container.as_ref().map(|container| container.id.as_str()).unwrap_or_default();
+                let attributes = [
+                    (semconv::UPROBE_NAME, Value::Text(&probe.name)),
+                    (semconv::CONTAINER_ID, Value::Text(id)),
+                    (semconv::CONTAINER_NAME, Value::Text(&name)),
+                    (semconv::REASON, Value::Text(reason)),
+                ];
+                self.note(semconv::EVENT_UPROBE_REFUSED, note::WARN, &attributes);
+            }
+        }
+    }
+
     /// What the runtime told; records that waited for it go on.
     pub(super) fn learn(&mut self, source: usize, update: Update) {
         self.now = Instant::now();
@@ -271,8 +416,13 @@ impl Work {
         if let Some(change) = applied.change {
             self.say(&change);
         }
-        if let (Some(key), Some(selects)) = (applied.described, &mut self.selects) {
-            selects.think_again(&key, applied.homes);
+        if let Some(key) = applied.described {
+            if let (Some(prober), Some(container)) = (&mut self.prober, self.enricher.container(&key)) {
+                prober.described(container);
+            }
+            if let Some(selects) = &mut self.selects {
+                selects.think_again(&key, applied.homes);
+            }
         }
         self.release(self.now, false);
     }
@@ -322,13 +472,14 @@ impl Work {
         self.notes += 1;
         self.losses.noted();
         let resource = self.resources.of_agent();
+        let uids = self.uids.as_ref();
         self.logs.push(self.now, Class::Note, resource, &mut self.console, |out| {
-            note::encode(event, severity, now_unix_ns, attributes, out);
+            note::encode(event, severity, now_unix_ns, attributes, uids, out);
         });
     }
 
     /// Tells what was lost since the last look, as far as it is time; all of it, if there is no other look.
-    pub(super) fn tell_losses(&mut self, counted: &Counted, is_last: bool) {
+    pub(super) fn tell_losses(&mut self, counted: &Counted, hits: Option<&Totals>, is_last: bool) {
         if !self.logs.is_wanted(&self.console) {
             return;
         }
@@ -341,12 +492,14 @@ impl Work {
             Early { stage: "decode", reason: "unread", signal: None, lost: unread },
             Early { stage: "processes", reason: "evicted", signal: Some(Signal::Traces), lost: evicted },
         ];
+        let hits = hits.into_iter().flat_map(Totals::losses);
+        let hits = hits.map(|(reason, lost)| Early { stage: "uprobe", reason, signal: Some(Signal::Logs), lost });
         let lanes = [(Signal::Logs, &self.logs), (Signal::Traces, &self.spans.lane)];
         let late = lanes.into_iter().flat_map(|(signal, lane)| {
             lane.counters().map(move |(destination, counters)| (destination, signal, counters))
         });
         let late: Vec<_> = late.collect();
-        let lost = self.losses.look(look, losses::of_kernel(counted).chain(early), &late);
+        let lost = self.losses.look(look, losses::of_kernel(counted).chain(early).chain(hits), &late);
         for loss in &lost {
             let attributes = [
                 (semconv::LOST_STAGE, Value::Text(loss.stage)),
@@ -386,6 +539,20 @@ impl Work {
         {
             self.filtered += 1;
             return;
+        }
+        if let Some(prober) = &mut self.prober
+            && let Kind::Exec(_) = event.kind
+            && !attribution.how.is_doubt()
+        {
+            let container = match &attribution.owner {
+                Owner::Container(container) => Some(Arc::clone(container)),
+                Owner::Host(_) => None,
+            };
+            // Where its cgroup does not decide of it, others of that cgroup are not of its container.
+            if container.is_none() || stand.by_cgroup {
+                let cgroup = CgroupKey { v2: event.process.cgroup_id, v1: event.process.cgroup_v1_id };
+                prober.seen(Sighting { container, cgroup, process: Who::Known(event.id()) });
+            }
         }
         self.event(event, attribution, observed_unix_ns);
     }
@@ -436,10 +603,10 @@ impl Work {
         if let Kind::Exec(exec) = &event.kind {
             self.exec(event, exec, &context, attribution);
         }
-        if self.console.is_table() {
+        if self.console.is_table() && !self.only_probes {
             self.console.row(event, context.time_unix_ns, attribution);
         }
-        if self.logs.is_wanted(&self.console) {
+        if self.logs.is_wanted(&self.console) && !self.only_probes {
             let image = image_of(event);
             let process = image.and_then(|image| self.processes.of(image));
             context.image = process.map(|process| &process.image).filter(|_| matches!(event.kind, Kind::Exit(_)));
@@ -503,7 +670,7 @@ impl Work {
 
     /// The end of it all: what waits goes, and what runs is left running. `counted`: what the kernel side has counted, if that
     /// is known.
-    pub(super) fn finish(&mut self, counted: Option<&Counted>) {
+    pub(super) fn finish(&mut self, counted: Option<&Counted>, hits: Option<&Totals>) {
         self.begin();
         self.release(self.now, true);
         self.unfinished(|processes, now_boot_ns, tell| processes.finish(now_boot_ns, tell));
@@ -511,7 +678,7 @@ impl Work {
             trees.finish(&mut self.console);
         }
         if let Some(counted) = counted {
-            self.tell_losses(counted, true);
+            self.tell_losses(counted, hits, true);
         }
         self.close();
     }
@@ -535,7 +702,7 @@ impl Work {
         });
     }
 
-    pub(super) fn status(&self, counted: Counted) -> Status {
+    pub(super) fn status(&self, counted: Counted, hits: Option<&Totals>) -> Status {
         let unprinted = [Signal::Logs, Signal::Traces].iter().map(|signal| self.console.counts(*signal).1).sum();
         Status {
             counted,
@@ -548,18 +715,22 @@ impl Work {
             created: [&self.logs, &self.spans.lane].map(|lane| lane.created),
             notes: self.notes,
             reloads: self.reloads,
+            hits: hits.cloned().unwrap_or_default(),
         }
     }
 
-    pub(super) fn summary(&self, counted: &Counted) -> Summary {
+    pub(super) fn summary(&self, counted: &Counted, hits: Option<&Totals>) -> Summary {
         let told = counted.sum(Counter::Triggered) - counted.sum(Counter::Filtered) + counted.skipped();
-        let seen = told.saturating_sub(self.filtered) + self.notes;
+        let events = if self.only_probes { 0 } else { told.saturating_sub(self.filtered) };
+        let seen = events + self.notes + self.hits;
         let mut events = self.fate(&self.logs, Signal::Logs, seen);
-        for (reason, lost) in counted.losses() {
-            events.lose(reason, lost);
+        if !self.only_probes {
+            for (reason, lost) in counted.losses() {
+                events.lose(reason, lost);
+            }
+            events.lose("unread", counted.sum(Counter::Delivered).saturating_sub(self.read));
         }
         events.lose("undecodable", self.undecodable);
-        events.lose("unread", counted.sum(Counter::Delivered).saturating_sub(self.read));
         let spans = if self.traced.spans {
             let lost = self.processes.stats().lost;
             let mut spans = self.fate(&self.spans.lane, Signal::Traces, self.spans.told + lost);
@@ -570,7 +741,8 @@ impl Work {
             let begun = self.processes.stats().spans;
             self.console.is_tree().then(|| self.fate(&self.spans.lane, Signal::Traces, begun))
         };
-        Summary { events, spans }
+        let hits = hits.map(|totals| Hits { told: self.hits, totals: totals.clone() });
+        Summary { events, spans, hits }
     }
 
     fn fate(&self, lane: &Lane, signal: Signal, seen: u64) -> Fate {

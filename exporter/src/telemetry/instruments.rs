@@ -57,6 +57,16 @@ fn of_events(of: &Instruments<'_>) {
     of.up_down("namespan.events.waiting", "{event}", meaning, |status, observer| {
         observer.observe(signed(status.waiting as u64), &[]);
     });
+    let meaning = "What became of hits of uprobes in the kernel: delivered, filtered, sampled out, limited, or lost for the reason given";
+    of.counter("namespan.uprobe.hits", "{hit}", meaning, |status, observer| {
+        for (outcome, hits) in &status.hits.outcomes {
+            observer.observe(*hits, &[KeyValue::new(semconv::OUTCOME, *outcome)]);
+        }
+    });
+    let meaning = "Functions in files that uprobes are attached to";
+    of.up_down("namespan.uprobe.places", "{place}", meaning, |status, observer| {
+        observer.observe(signed(status.hits.places as u64), &[]);
+    });
     let meaning = "Log records that were made, for however many destinations";
     of.counter("otel.sdk.log.created", "{log_record}", meaning, |status, observer| {
         observer.observe(status.created[Signal::Logs as usize], &[]);

@@ -64,6 +64,7 @@ fn status() -> Status {
         created: [36, 37],
         notes: 4,
         reloads: Reloads { succeeded: 2, failed: 1 },
+        hits: Totals { outcomes: vec![("delivered", 30), ("rate_limited", 9)], triggered: 39, places: 2, skipped: 0 },
     }
 }
 

@@ -19,6 +19,7 @@ mod destinations;
 mod export;
 mod refusals;
 mod spans;
+mod uprobes;
 
 const SAMPLE: &str = include_str!("../../../../otel-config/namespan.yaml");
 
@@ -211,6 +212,8 @@ fn every_setting_can_be_given_in_the_file() {
             export: Export { endpoint: "https://m:1".parse().unwrap(), ..export },
             interval: Duration::from_secs(30),
         }),
+        uprobes: Vec::new(),
+        uprobes_only: false,
         log_level: LevelFilter::DEBUG,
         notes: vec![
             "destination main: its endpoint for spans is not https, so the client certificate is not used".to_owned(),
@@ -254,7 +257,7 @@ fn every_setting_with_a_flag_can_be_given_by_it() {
         env_context: true,
         args_limit: 32 << 10,
         ring_bytes: 16 << 20,
-        ring_delay: Duration::from_millis(20),
+        ring_delay: Duration::from_millis(100),
         filters: Filters {
             scope: Scope::Containers,
             uids: vec![0, 7],

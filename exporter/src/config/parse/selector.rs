@@ -146,6 +146,14 @@ mod tests {
         }
 
         #[test]
+        fn a_selector_is_read_as_it_was_printed(text in "(name|image|label|id|pod|:|,|=|\\\\|\\*|\\[|\\]|.){0,12}", value in ".*") {
+            for text in [text, format!("label:a={value},image:{value}")] {
+                let Ok(found) = selector(&text) else { continue };
+                prop_assert_eq!(selector(&found.to_string()), Ok(found));
+            }
+        }
+
+        #[test]
         fn no_text_makes_the_parser_panic(text in "(name|image|label|id|:|,|=|\\\\|\\*|.){0,12}") {
             drop(selector(&text));
         }
