@@ -40,7 +40,8 @@ integration: build
 	.ci/with-docker .ci/as-root $(CARGO) test --workspace --locked --test docker_runtime --test rotel \
 	    --test containerd_runtime --test files_runtime --test host --test argv --test docker --test collector \
 	    --test reload --test spool --test docker_first --test containerd --test podman --test runtimes --test hostile --test filters \
-	    --test spans --test spans_bounds --test spans_context --test spans_run --test spans_docker -- --test-threads=1
+	    --test spans --test spans_bounds --test spans_context --test spans_run --test spans_docker \
+	    --test uprobes --test uprobes_change --test uprobes_many -- --test-threads=1
 
 # docker-compose.yml, with stand-ins for images that cannot be pulled.
 compose-test: build
@@ -51,6 +52,7 @@ bench: build
 	.ci/bench-deps
 	$(CARGO) build --release --locked --package namespan-integration --bin nsbench
 	$(ROOT) target/release/nsbench
+	.ci/as-root $(CARGO) test --package namespan --locked --test kernel uprobe_cost -- --ignored --nocapture
 
 deps:
 	@.ci/deps

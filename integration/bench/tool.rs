@@ -14,6 +14,14 @@ use tempfile::tempfile;
 use crate::storm::{self, Storm};
 use crate::{PATIENCE, Receiver, pause};
 
+/// What tells a container's execs from the host's by hand: PID namespace, host name, pids, comm and arguments.
+const SCRIPT: &str = r#"tracepoint:syscalls:sys_enter_execve {
+    $task = (struct task_struct *)curtask;
+    printf("%-10u %-15s %-6d %-6d %-15s ", $task->nsproxy->pid_ns_for_children->ns.inum,
+        $task->nsproxy->uts_ns->name.nodename, $task->real_parent->tgid, pid, comm);
+    join(args->argv);
+}"#;
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Tool {
     /// Nobody watches.
@@ -33,7 +41,7 @@ impl Tool {
             Self::Namespan => "Namespan, logs and spans",
             Self::NamespanLogs => "Namespan, logs",
             Self::Execsnoop => "execsnoop (libbpf-tools)",
-            Self::Bpftrace => "bpftrace execsnoop.bt",
+            Self::Bpftrace => "bpftrace, a script",
         }
     }
 
@@ -47,7 +55,7 @@ impl Tool {
             Self::Nothing => Some(PathBuf::new()),
             Self::Namespan | Self::NamespanLogs => Some(PathBuf::from(namespan::command().get_program())),
             Self::Execsnoop => named("execsnoop"),
-            Self::Bpftrace => named("bpftrace").and(named("execsnoop.bt")),
+            Self::Bpftrace => named("bpftrace"),
         }
     }
 
@@ -56,9 +64,11 @@ impl Tool {
         if self.is_ours() {
             command.args(["run", "--console", "none", "--protocol", "grpc", "--endpoint", &receiver.endpoint()]);
         }
-        if self == Self::NamespanLogs {
-            command.arg("--no-spans");
-        }
+        match self {
+            Self::NamespanLogs => command.arg("--no-spans"),
+            Self::Bpftrace => command.args(["-e", SCRIPT]),
+            Self::Nothing | Self::Namespan | Self::Execsnoop => &mut command,
+        };
         command
     }
 
@@ -160,7 +170,11 @@ impl Running {
         kill_process(Pid::from_child(&self.child), Signal::INT)?;
         let deadline = Instant::now() + PATIENCE;
         while self.child.try_wait()?.is_none() {
-            ensure!(Instant::now() < deadline, "{} does not end", self.tool.name());
+            if Instant::now() > deadline {
+                ensure!(!self.tool.is_ours(), "{} does not end", self.tool.name());
+                // What it has printed by now is what it tells.
+                self.child.kill()?;
+            }
             pause(Duration::from_millis(10));
         }
         if self.tool.is_ours() {

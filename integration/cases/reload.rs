@@ -1,64 +1,15 @@
 //! Settings change while everything runs: nothing is told twice, nothing is missing, and what is wrong changes nothing.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::collections::BTreeSet;
-use std::fs;
-use std::io::Write as _;
-use std::path::PathBuf;
 use std::process::Stdio;
 
 use namespan_integration::PATIENCE;
 use namespan_integration::attribute::Value;
-use namespan_integration::namespan::Namespan;
 use namespan_integration::needs::{Need, met};
 use namespan_integration::program::{Program, count};
+use namespan_integration::settings::Run;
 use namespan_integration::sink::Sink;
 use namespan_integration::span::assert_consistent;
-use rustix::process::Signal;
-
-const TAKEN_UP: &str = "settings are read anew, and taken up";
-const REFUSED: &str = "settings are not taken up";
-
-/// A file of settings, and the run that has it.
-struct Run {
-    file: PathBuf,
-    namespan: Namespan,
-    taken_up: usize,
-    refused: usize,
-    _folder: tempfile::TempDir,
-}
-
-impl Run {
-    fn start(settings: &str) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let file = folder.path().join("namespan.yaml");
-        fs::write(&file, settings).unwrap();
-        let namespan = Namespan::run(&["--console", "none", "--config", file.to_str().unwrap()]);
-        Self { file, namespan, taken_up: 0, refused: 0, _folder: folder }
-    }
-
-    /// As an editor does: never half a file.
-    fn write(&self, settings: &str) {
-        let mut new = tempfile::NamedTempFile::new_in(self.file.parent().unwrap()).unwrap();
-        new.write_all(settings.as_bytes()).unwrap();
-        new.persist(&self.file).unwrap();
-    }
-
-    /// By the signal; the file's watcher may be faster, and then the signal finds nothing new.
-    fn change(&mut self, settings: &str) {
-        self.write(settings);
-        self.namespan.signal(Signal::HUP);
-        self.taken_up += 1;
-        self.namespan.wait_for_logs(TAKEN_UP, self.taken_up);
-    }
-
-    fn be_refused(&mut self, settings: &str) {
-        self.write(settings);
-        self.namespan.signal(Signal::HUP);
-        self.refused += 1;
-        self.namespan.wait_for_logs(REFUSED, self.refused);
-    }
-}
 
 #[test]
 fn in_a_storm_every_exec_and_exit_is_told_once_by_whichever_programs() {

@@ -1,6 +1,7 @@
 //! Containers of a real Docker daemon; what a case has made goes with it.
 
 use std::fs;
+use std::path::Path;
 use std::process::Command;
 
 pub use crate::image::TAG;
@@ -28,11 +29,16 @@ impl Docker {
     /// Makes the image: nothing can be pulled everywhere.
     #[must_use]
     pub fn new() -> Self {
+        Self::of(image::root().path())
+    }
+
+    /// With an image of these files, which begin with those of [`image::root`].
+    #[must_use]
+    pub fn of(root: &Path) -> Self {
         let image = unique("nstest-busybox");
-        let root = image::root();
         let script = r#"tar -C "$1" -c . | docker import - "$2""#;
         let tagged = format!("{image}:{TAG}");
-        let output = Command::new("sh").args(["-c", script, "sh"]).arg(root.path()).arg(&tagged).output().unwrap();
+        let output = Command::new("sh").args(["-c", script, "sh"]).arg(root).arg(&tagged).output().unwrap();
         assert!(output.status.success(), "docker import: {}", String::from_utf8_lossy(&output.stderr));
         Self { image, image_id: String::from_utf8(output.stdout).unwrap().trim().to_owned() }
     }
@@ -88,7 +94,9 @@ impl Drop for Docker {
     }
 }
 
-fn docker(arguments: &[&str]) -> String {
+/// What `docker` has printed, which must succeed.
+#[expect(clippy::must_use_candidate, reason = "some are for what they do")]
+pub fn docker(arguments: &[&str]) -> String {
     let output = Command::new("docker").args(arguments).output().unwrap();
     assert!(output.status.success(), "docker {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()

@@ -83,6 +83,18 @@ pub fn root() -> TempDir {
     root
 }
 
+/// Puts the libraries and the loader that a program of this machine takes where it looks for them.
+pub fn add_libraries(root: &Path, program: &Path) {
+    let printed = succeed(Command::new("ldd").arg(program));
+    // `name => path (address)`, or for the loader its path alone.
+    let paths = printed.lines().filter_map(|line| line.split_whitespace().find(|word| word.starts_with('/')));
+    for path in paths {
+        let inside = root.join(&path[1..]);
+        fs::create_dir_all(inside.parent().unwrap()).unwrap();
+        fs::copy(path, inside).unwrap();
+    }
+}
+
 /// A name that nothing else on this machine has.
 #[must_use]
 pub fn unique(prefix: &str) -> String {

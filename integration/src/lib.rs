@@ -11,6 +11,7 @@
 )]
 
 pub mod attribute;
+pub mod called;
 pub mod cgroup;
 pub mod containerd;
 pub mod cri;
@@ -25,9 +26,11 @@ pub mod process;
 pub mod program;
 pub mod relay;
 pub mod rotel;
+pub mod settings;
 pub mod sink;
 pub mod span;
 pub mod strace;
+pub mod terminal;
 pub mod time;
 pub mod user;
 pub mod watched;

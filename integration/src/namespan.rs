@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs;
+use std::path::PathBuf;
 use std::process::{Command, ExitStatus};
 use std::time::Duration;
 
@@ -45,6 +46,20 @@ pub struct Summary {
     pub reasons: BTreeMap<String, u64>,
     /// `None`: there are no spans.
     pub spans: Option<SpanSummary>,
+    /// `None`: there are no uprobes.
+    pub hits: Option<HitSummary>,
+}
+
+/// What became of the hits of uprobes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HitSummary {
+    pub triggered: u64,
+    pub told: u64,
+    pub filtered: u64,
+    pub sampled_out: u64,
+    pub unfinished: u64,
+    pub dropped: u64,
+    pub reasons: BTreeMap<String, u64>,
 }
 
 /// What became of the spans.
@@ -81,6 +96,18 @@ impl Namespan {
     pub fn run_with(arguments: &[&str], environment: &[(&str, &str)]) -> Self {
         let mut command = command();
         command.arg("run").args(arguments).envs(environment.iter().copied());
+        Self::start(command)
+    }
+
+    /// `namespan probe` with these arguments; watches when it returns.
+    #[must_use]
+    pub fn probe(arguments: &[&str]) -> Self {
+        let mut command = command();
+        command.arg("probe").args(arguments);
+        Self::start(command)
+    }
+
+    fn start(command: Command) -> Self {
         let process = Process::start(command);
         process.wait_for_line(READY, PATIENCE);
         Self { process }
@@ -100,6 +127,26 @@ impl Namespan {
 
     pub fn signal(&self, signal: Signal) {
         self.process.signal(signal);
+    }
+
+    /// Its own log so far.
+    #[must_use]
+    pub fn log(&self) -> String {
+        self.process.wait_for("its log", PATIENCE, |state| Some(state.stderr()))
+    }
+
+    /// What it has printed so far.
+    #[must_use]
+    pub fn printed(&self) -> String {
+        self.wait_for_stdout("anything", |printed| Some(printed.to_owned()))
+    }
+
+    /// What its open files are links to.
+    #[must_use]
+    pub fn open_files(&self) -> Vec<PathBuf> {
+        let folder = fs::read_dir(format!("/proc/{}/fd", self.process.pid.as_raw_pid())).unwrap();
+        // What is closed meanwhile is left out.
+        folder.flatten().filter_map(|file| fs::read_link(file.path()).ok()).collect()
     }
 
     /// The most memory that it has had so far, in KiB.
@@ -169,10 +216,14 @@ impl Finished {
 }
 
 impl Summary {
-    /// `namespan: seen 123, exported 120, rejected 0, dropped 3 (queue_full 2, ring_full 1); spans 60, exported 60, ...`;
+    /// `namespan: seen 123, exported 120, rejected 0, dropped 3 (queue_full 2, ring_full 1); spans 60, exported 60, ...; hits 7, ...`;
     /// parts may be missing.
     #[must_use]
     pub fn parse(line: &str) -> Option<Self> {
+        let (line, hits) = match line.split_once("; hits ") {
+            Some((line, hits)) => (line, Some(HitSummary::parse(hits)?)),
+            None => (line, None),
+        };
         let (events, spans) = match line.split_once("; ") {
             Some((events, spans)) => (events, Some(spans)),
             None => (line, None),
@@ -199,6 +250,7 @@ impl Summary {
             recovered: count(events, "recovered").unwrap_or_default(),
             reasons: reasons(events)?,
             spans,
+            hits,
         })
     }
 
@@ -206,6 +258,35 @@ impl Summary {
     #[must_use]
     pub fn spans(&self) -> SpanSummary {
         self.spans.clone().unwrap_or_default()
+    }
+}
+
+impl HitSummary {
+    /// `9, told 5, filtered 1, dropped 3 (rate_limited 3)`; parts may be missing.
+    fn parse(part: &str) -> Option<Self> {
+        let number = |word| count(part, word).unwrap_or_default();
+        Some(Self {
+            triggered: part.split(',').next()?.parse().ok()?,
+            told: count(part, "told")?,
+            filtered: number("filtered"),
+            sampled_out: number("sampled_out"),
+            unfinished: number("unfinished"),
+            dropped: count(part, "dropped")?,
+            reasons: reasons(part)?,
+        })
+    }
+
+    /// Dropped for this reason.
+    #[must_use]
+    pub fn dropped_for(&self, reason: &str) -> u64 {
+        self.reasons.get(reason).copied().unwrap_or_default()
+    }
+
+    /// Each hit has one fate, and none has none. What the kernel ran no program for was never counted as a hit.
+    pub fn assert_accounted(&self) {
+        let fates = self.told + self.filtered + self.sampled_out + self.unfinished + self.dropped;
+        assert_eq!(fates, self.triggered + self.dropped_for("kernel_recursion"), "{self:#?}");
+        assert_eq!(self.reasons.values().sum::<u64>(), self.dropped, "{self:#?}");
     }
 }
 
@@ -297,6 +378,23 @@ mod tests {
         assert_eq!((summary.seen, summary.printed, summary.dropped, summary.reasons.len()), (5, 5, 0, 0));
         assert_eq!(summary.spans, None);
         assert_eq!(Summary::parse("error: no"), None);
+    }
+
+    #[test]
+    fn hits_are_counted_apart_with_or_without_spans() {
+        for spans in ["", "; spans 5, exported 4, rejected 0, dropped 1 (queue_full 1)"] {
+            let events = "namespan: seen 12, exported 11, rejected 0, dropped 1 (queue_full 1)";
+            let hits = "; hits 20, told 9, filtered 4, sampled_out 2, dropped 6 (kernel_recursion 1, rate_limited 5)";
+            let summary = Summary::parse(&format!("{events}{spans}{hits}")).unwrap();
+            assert_eq!((summary.seen, summary.dropped, summary.reasons.len()), (12, 1, 1));
+            assert_eq!(summary.spans().dropped, u64::from(!spans.is_empty()));
+            let hits = summary.hits.unwrap();
+            let parts = (hits.triggered, hits.told, hits.filtered, hits.sampled_out, hits.unfinished, hits.dropped);
+            assert_eq!(parts, (20, 9, 4, 2, 0, 6));
+            assert_eq!((hits.dropped_for("rate_limited"), hits.dropped_for("ring_full")), (5, 0));
+            hits.assert_accounted();
+        }
+        assert_eq!(Summary::parse("namespan: seen 5, dropped 0; hits 1, told 1, dropped 0").unwrap().spans, None);
     }
 
     #[test]

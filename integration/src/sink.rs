@@ -234,6 +234,11 @@ impl Sink {
         self.shared.received.lock().logs.iter().flatten().cloned().collect()
     }
 
+    /// What is to be known of the records so far, which are not copied.
+    pub fn seen<R>(&self, answer: impl FnOnce(&[&Record]) -> R) -> R {
+        answer(&self.shared.received.lock().logs.iter().flatten().collect::<Vec<_>>())
+    }
+
     #[must_use]
     pub fn spans(&self) -> Vec<Span> {
         self.shared.received.lock().spans.iter().flatten().cloned().collect()
