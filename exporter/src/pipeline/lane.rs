@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures_util::future::join_all;
 use tokio::task::JoinHandle;
 
 use super::PipelineError;
@@ -219,9 +220,8 @@ impl Lane {
 
     /// Waits until everything is settled, or the drain is over.
     pub(super) async fn ended(&mut self) {
-        for destination in &mut self.destinations {
-            destination.ended().await;
-        }
+        // Side by side: a disk that hangs holds up its own destination only.
+        join_all(self.destinations.iter_mut().map(Destination::ended)).await;
         for Leaving { name, task, .. } in &mut self.leaving {
             if let Err(error) = task.await {
                 tracing::error!(destination = name, %error, "the sender failed");

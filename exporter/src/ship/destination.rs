@@ -182,6 +182,12 @@ impl Destination {
         end
     }
 
+    /// What is on disk can wait for a collector that does not serve this signal yet, or is being replaced.
+    fn may_wait(&self, journey: &Journey) -> bool {
+        let waited = journey.first_attempt.map_or(Duration::ZERO, |first| first.elapsed());
+        self.queue.keeps().is_some_and(|age| waited <= age)
+    }
+
     /// Sends until there is a verdict, the batch is too old, or the drain is over.
     async fn attempt(
         &self,
@@ -202,10 +208,11 @@ impl Destination {
                 journey.lowered = None;
                 backoff.reset();
             }
-            if link.refuses_all() {
+            let refuses_until = link.refuses_until();
+            if refuses_until.is_some() && !self.may_wait(journey) {
                 return End::Lost(Reason::Unimplemented);
             }
-            if let Some(wake) = link.quiet() {
+            if let Some(wake) = refuses_until.or_else(|| link.quiet()) {
                 if journey.pause(wake).await == Pause::Drained {
                     return End::Drained;
                 }
@@ -213,20 +220,13 @@ impl Destination {
             }
             let compression =
                 journey.lowered.map_or(link.compression(), |lowered| weakest(lowered, link.compression()));
-            let sent = match in_form(part, link.protocol, compression, &mut converted) {
+            let sent = match sendable(part, link, compression, &mut converted) {
                 Ok(sent) => sent,
-                Err(error) => {
-                    tracing::error!(%error, "{} are lost", link.items);
-                    return End::Lost(Reason::Encoding);
-                }
+                Err(end) => return end,
             };
-            if sent.body().len() > REQUEST_MAX {
-                return End::TooLarge { reason: format!("no request may have more than {} MiB", REQUEST_MAX >> 20) };
-            }
             let started = *journey.first_attempt.get_or_insert_with(Instant::now);
-            let Some(outcome) = until(&mut journey.deadline, link.transport.send(sent)).await else {
-                return End::Drained;
-            };
+            let outcome = until(&mut journey.deadline, link.transport.send(sent)).await;
+            let Some(outcome) = outcome else { return End::Drained };
             let (after, reason) = match outcome {
                 Outcome::Accepted => {
                     link.delivered(compression, journey.given_up(compression));
@@ -258,6 +258,9 @@ impl Destination {
                 Outcome::TooLarge { reason } => return End::TooLarge { reason },
                 Outcome::Unimplemented { reason } => {
                     link.refused(&reason);
+                    if self.may_wait(journey) {
+                        continue;
+                    }
                     return End::Lost(Reason::Unimplemented);
                 }
                 Outcome::EncodingRefused { reason } => {
@@ -268,7 +271,14 @@ impl Destination {
             };
             failing.get_or_insert_with(|| Failing::on(link));
             link.failing(&reason);
+            // To try again at once is no instruction: dates in the past come of clocks.
+            let after = after.filter(|after| !after.is_zero());
             let delay = after.map_or_else(|| backoff.next(), |after| after.min(QUIET_MAX));
+            let wake = Instant::now() + delay;
+            // Before this batch is given up for it: the others wait.
+            if after.is_some() {
+                link.keep_quiet(wake);
+            }
             let kept = self.queue.keeps().map(|age| (age, Reason::SpoolExpired));
             let (at_most, expired) = kept.unwrap_or((link.retry_max_elapsed, Reason::RetryExpired));
             if started.elapsed().saturating_add(delay) > at_most {
@@ -276,9 +286,7 @@ impl Destination {
                 return End::Lost(expired);
             }
             self.queue.counters().retry();
-            let wake = Instant::now() + delay;
             if after.is_some() {
-                link.keep_quiet(wake);
                 continue;
             }
             match journey.pause(wake).await {
@@ -289,6 +297,23 @@ impl Destination {
             }
         }
     }
+}
+
+/// The batch as it is sent, or what becomes of one that never can be.
+fn sendable<'a>(
+    part: &'a Batch,
+    link: &Link,
+    compression: Compression,
+    converted: &'a mut Option<Batch>,
+) -> Result<&'a Batch, End> {
+    let sent = in_form(part, link.protocol, compression, converted).map_err(|error| {
+        tracing::error!(%error, "{} are lost", link.items);
+        End::Lost(Reason::Encoding)
+    })?;
+    if sent.body().len() > REQUEST_MAX {
+        return Err(End::TooLarge { reason: format!("no request may have more than {} MiB", REQUEST_MAX >> 20) });
+    }
+    Ok(sent)
 }
 
 /// The batch as the collector takes it. `converted`: keeps it for the next attempt.
@@ -373,7 +398,8 @@ async fn until<T>(deadline: &mut Deadline, work: impl Future<Output = T>) -> Opt
     loop {
         let end = *deadline.borrow_and_update();
         if let Some(end) = end {
-            return timeout_at(end, work).await.ok();
+            // Nothing is begun that has no time to end.
+            return if Instant::now() < end { timeout_at(end, work).await.ok() } else { None };
         }
         tokio::select! {
             done = &mut work => return Some(done),

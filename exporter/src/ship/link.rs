@@ -139,8 +139,9 @@ impl Link {
         state.is_trusted && state.compression == compression
     }
 
-    pub(super) fn refuses_all(&self) -> bool {
-        self.state().refused_until.is_some_and(|until| Instant::now() < until)
+    /// Until when the collector is taken at its word that it takes nothing of this signal.
+    pub(super) fn refuses_until(&self) -> Option<Instant> {
+        self.state().refused_until.filter(|&until| Instant::now() < until)
     }
 
     /// Until when nothing may be sent.

@@ -127,6 +127,19 @@ async fn a_delay_beyond_the_age_limit_gives_up_at_once() {
 }
 
 #[tokio::test]
+async fn a_delay_beyond_the_age_limit_holds_back_the_other_batches() {
+    let collector = Collector::start([Answer::http(429).header("retry-after", "301")]).await;
+    let shipping = Ship::to(collector.address, Protocol::HttpProtobuf).start();
+    shipping.push(4);
+    poll("given up", || shipping.queue.counters().snapshot().dropped_total() == 4).await;
+    shipping.push(2);
+    // It is not even tried before the drain, which is shorter than the delay.
+    let counts = shipping.finish().await;
+    assert_eq!(dropped(&counts), [(Reason::RetryExpired, 4), (Reason::Shutdown, 2)]);
+    assert_eq!(collector.received().len(), 1);
+}
+
+#[tokio::test]
 async fn partial_success_is_counted_and_never_sent_again() {
     for (signal, member) in SIGNALS.into_iter().zip(["rejectedLogRecords", "rejectedSpans"]) {
         let protobuf = partial_success(signal, 3, "m");
@@ -441,7 +454,7 @@ async fn an_answer_beyond_the_limit_is_final() {
 #[tokio::test]
 async fn a_retry_after_that_says_nothing_is_backed_off_from() {
     let past = httpdate::fmt_http_date(SystemTime::now() - Duration::from_secs(3600));
-    for value in [past.as_str(), "soon", "-5", "1.5", "Mon, 99 Nov 2026 00:00:00 GMT"] {
+    for value in [past.as_str(), "0", "soon", "-5", "1.5", "Mon, 99 Nov 2026 00:00:00 GMT"] {
         let answer = Answer::http(429).header("retry-after", value);
         let (counts, received) = ship_one(Protocol::HttpProtobuf, [answer]).await;
         assert_eq!((counts.exported, counts.retries, received.len()), (4, 1, 2), "{value}");

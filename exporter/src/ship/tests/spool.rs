@@ -82,6 +82,23 @@ async fn an_outage_over_two_runs_costs_nothing_by_any_protocol_and_compression()
 }
 
 #[tokio::test]
+async fn a_collector_that_does_not_know_the_signal_yet_is_waited_for() {
+    for (protocol, answer) in [(Protocol::Grpc, Answer::grpc(12)), (Protocol::HttpProtobuf, Answer::http(404))] {
+        let directory = tempfile::tempdir().unwrap();
+        let spooled = Spooled { directory: directory.path(), drain: Duration::from_secs(20) };
+        let collector = Collector::start([answer.clone(), answer]).await;
+        let ship = Ship::to(collector.address, protocol);
+        let pace = Pace { refusal: Duration::from_millis(20), ..ship.pace };
+        let shipping = spooled.start(Ship { pace, ..ship });
+        for records in [1, 2, 4] {
+            shipping.push(records);
+        }
+        poll("taken", || shipping.queue.counters().snapshot().exported == 7).await;
+        assert_eq!(dropped(&end(shipping).await), [], "{protocol:?}");
+    }
+}
+
+#[tokio::test]
 async fn what_was_acknowledged_is_not_sent_again() {
     let directory = tempfile::tempdir().unwrap();
     let spooled = Spooled { directory: directory.path(), drain: Duration::from_millis(100) };
