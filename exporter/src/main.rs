@@ -31,18 +31,21 @@ fn main() -> ExitCode {
 
 fn run(flags: &Run) -> Result<ExitCode> {
     let config = Config::load(flags, &|name| std::env::var_os(name))?;
-    let log = own_log::to_stderr(config.log_level, config.log_format);
+    let log = own_log::to_stderr(config.log_level, config.log_format).context("starting the log")?;
     for note in &config.notes {
         tracing::info!("{note}");
     }
     let runtime = runtime()?;
     runtime.spawn(log.limit.clone().keep_telling());
     let ended = runtime.block_on(watch(flags, &config, &log.set_level));
-    log.limit.finish();
+    let is_read = log.finish();
     // A name that is still being looked up is nothing to wait for.
     runtime.shutdown_background();
     let (closing_word, code) = ended?;
-    say(&closing_word);
+    // A write would wait for a reader.
+    if is_read {
+        say(&closing_word);
+    }
     Ok(code)
 }
 

@@ -2,6 +2,8 @@
 //!
 //! It goes nowhere else: what is shipped never depends on it, and never makes it grow.
 
+mod writer;
+
 use std::collections::HashMap;
 use std::io::{self, IsTerminal as _};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -19,33 +21,46 @@ use tracing_subscriber::reload;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
 use crate::config::LogFormat;
+use writer::Writer;
 
 /// Lines that one place in the code may write in a window.
 const LINES: u32 = 20;
 const WINDOW: Duration = Duration::from_secs(10);
+/// Most that the last lines are waited for.
+const LAST: Duration = Duration::from_secs(1);
 /// What says how many were left out is not left out itself.
 const TARGET: &str = "namespan::left_out";
 
 /// Begins the log of this process. Libraries may only complain: at lower levels some of them print what containers are
 /// given.
-#[must_use]
-pub fn to_stderr(level: LevelFilter, format: LogFormat) -> OwnLog {
-    let limit = Limit::default();
+pub fn to_stderr(level: LevelFilter, format: LogFormat) -> io::Result<OwnLog> {
+    let (limit, writer) = (Limit::default(), Writer::to(io::stderr())?);
     let ansi = io::stderr().is_terminal();
     let (levels, handle) = reload::Layer::new(levels(level));
-    subscriber(levels, format, ansi, io::stderr, &limit).init();
+    let lines = writer.clone();
+    subscriber(levels, format, ansi, move || lines.clone(), &limit).init();
     let set_level = Box::new(move |level| {
         if let Err(error) = handle.reload(self::levels(level)) {
             tracing::error!(%error, "the log's level stays");
         }
     });
-    OwnLog { limit, set_level }
+    Ok(OwnLog { limit, set_level, writer })
 }
 
 /// The log of this process, for as long as it runs.
 pub struct OwnLog {
     pub limit: Limit,
     pub set_level: Box<dyn Fn(LevelFilter)>,
+    writer: Writer,
+}
+
+impl OwnLog {
+    /// Says what was left out, and waits until all is written. `false`: nobody reads it any more.
+    #[must_use]
+    pub fn finish(&self) -> bool {
+        self.limit.finish();
+        self.writer.flush(LAST)
+    }
 }
 
 fn levels(level: LevelFilter) -> Targets {

@@ -130,11 +130,19 @@ impl Lane {
         })
     }
 
-    /// What became of everything, for each destination.
+    /// What became of everything, for each destination once: one that has left may have come back.
     pub(super) fn counters(&self) -> impl Iterator<Item = (&str, Snapshot)> {
         let staying = self.destinations.iter().map(|to| (to.name.as_str(), to.queue.counters()));
         let leaving = self.leaving.iter().map(|to| (to.name.as_str(), &to.counters));
-        staying.chain(leaving).map(|(name, counters)| (name, counters.snapshot()))
+        let mut sums: Vec<(&str, Snapshot)> = Vec::new();
+        for (name, counters) in staying.chain(leaving) {
+            let counted = counters.snapshot();
+            match sums.iter_mut().find(|(known, _)| *known == name) {
+                Some((_, sum)) => *sum = counted.and(sum),
+                None => sums.push((name, counted)),
+            }
+        }
+        sums.into_iter()
     }
 
     /// The record that `write` appends, under the resource of this key.

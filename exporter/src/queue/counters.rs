@@ -49,6 +49,33 @@ pub struct Snapshot {
     pub spool: Option<Spooled>,
 }
 
+impl Snapshot {
+    /// Of two queues of one name, one of which has ended.
+    #[must_use]
+    pub fn and(mut self, other: &Self) -> Self {
+        self.accepted += other.accepted;
+        self.exported += other.exported;
+        self.rejected += other.rejected;
+        self.in_flight += other.in_flight;
+        self.retries += other.retries;
+        for (reason, records) in &other.dropped {
+            *self.dropped.entry(*reason).or_default() += records;
+        }
+        self.spool = match (self.spool, other.spool) {
+            (Some(one), Some(other)) => Some(Spooled {
+                recovered: one.recovered + other.recovered,
+                records: one.records + other.records,
+                bytes: one.bytes + other.bytes,
+                segments: one.segments + other.segments,
+                errors: one.errors + other.errors,
+                cuts: one.cuts + other.cuts,
+            }),
+            (one, other) => one.or(other),
+        };
+        self
+    }
+}
+
 /// What the spool has to tell.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Spooled {
