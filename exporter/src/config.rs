@@ -163,7 +163,7 @@ impl Default for Probes {
             env_context: true,
             args_limit: 32 << 10,
             ring_bytes: 4 << 20,
-            ring_delay: Duration::from_millis(100),
+            ring_delay: Duration::from_millis(20),
             filters: Filters::default(),
         }
     }

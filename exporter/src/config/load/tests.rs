@@ -257,7 +257,7 @@ fn every_setting_with_a_flag_can_be_given_by_it() {
         env_context: true,
         args_limit: 32 << 10,
         ring_bytes: 16 << 20,
-        ring_delay: Duration::from_millis(100),
+        ring_delay: Duration::from_millis(20),
         filters: Filters {
             scope: Scope::Containers,
             uids: vec![0, 7],
