@@ -76,7 +76,7 @@ pub struct Stat {
 impl Stat {
     #[must_use]
     pub fn of(pid: u32) -> Option<Self> {
-        Self::parse(&fs::read(format!("/proc/{pid}/stat")).ok()?)
+        Self::read(pid).ok().flatten()
     }
 
     /// `None`: it is gone.
@@ -112,10 +112,9 @@ impl Stat {
     }
 }
 
-/// Of all processes that `/proc` has, as far as it can be read.
-pub fn pids() -> impl Iterator<Item = u32> {
-    let entries = fs::read_dir("/proc").into_iter().flatten();
-    entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+/// Of all processes that `/proc` has.
+pub fn pids() -> io::Result<impl Iterator<Item = u32>> {
+    Ok(fs::read_dir("/proc")?.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()))
 }
 
 /// The pid of a process in its own PID namespace.

@@ -111,7 +111,7 @@ impl Enricher {
     /// may be gone from `/proc`. Returns them.
     pub fn survey(&mut self, now: Instant) -> Vec<Resident> {
         let mut residents = Vec::new();
-        for pid in procfs::pids() {
+        for pid in procfs::pids().into_iter().flatten() {
             let Some(stat) = procfs::Stat::of(pid) else { continue };
             let container = match self.in_proc(pid, stat, now) {
                 Found::Inside(standing) => {

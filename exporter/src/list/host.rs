@@ -19,9 +19,8 @@ pub struct Process {
 
 /// All that run now.
 pub fn processes() -> io::Result<Vec<Process>> {
-    let pids = fs::read_dir("/proc")?.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
     // What ends in the meantime is left out.
-    Ok(pids.filter_map(|pid| Some(Process { pid, cgroups: procfs::cgroups(pid)? })).collect())
+    Ok(procfs::pids()?.filter_map(|pid| Some(Process { pid, cgroups: procfs::cgroups(pid)? })).collect())
 }
 
 impl Process {

@@ -9,6 +9,7 @@ use serde::Serialize;
 use super::host::Process;
 use super::told::Told;
 use super::{Listed, ask, listed};
+use crate::attach::refusal::chain;
 use crate::check::report::Printable;
 use crate::cli::Symbols;
 use crate::config::Config;
@@ -47,11 +48,6 @@ fn silence(silent: &[String]) -> String {
 fn lines(found: &[(String, String)]) -> String {
     let line = |(name, what): &(String, String)| format!("\n  {}: {}", Printable(name), Printable(what));
     found.iter().map(line).collect()
-}
-
-/// An error with what it came of, as `main` prints one.
-fn chain(error: &dyn std::error::Error) -> String {
-    std::iter::successors(Some(error), |error| error.source()).map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 fn hint(is_stripped: bool) -> &'static str {

@@ -61,8 +61,7 @@ impl Uprobing {
         let (uprobes, ring) = Uprobes::load(&Limits::default())?;
         let (ring, places) = (Ring::new(ring).map_err(UprobingError::Ring)?, Places::default());
         let (follower, answers) = Follower::start(uprobes, places.clone()).map_err(UprobingError::Thread)?;
-        let mut prober = Prober { follower, places, wants_host: false };
-        prober.wants_host = config.uprobes.iter().any(|probe| probe.target == Target::Host);
+        let mut prober = Prober { follower, places, wants_host: wants_host(&config.uprobes) };
         let hierarchies = Hierarchies::of_this_process();
         let sightings = residents.into_iter().filter_map(|Resident { pid, stat, container }| {
             if container.is_none() && !prober.wants_host {
@@ -125,9 +124,13 @@ fn raise_open_files() {
     let _refused = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
 }
 
+fn wants_host(probes: &[Uprobe]) -> bool {
+    probes.iter().any(|probe| probe.target == Target::Host)
+}
+
 impl Prober {
     pub(super) fn settings(&mut self, probes: &[Uprobe]) {
-        self.wants_host = probes.iter().any(|probe| probe.target == Target::Host);
+        self.wants_host = wants_host(probes);
         self.follower.settings(probes);
     }
 

@@ -21,6 +21,7 @@ use super::place::{Place, Places};
 use super::registers;
 use super::root::{OpenError, Opened, Root, Version};
 use super::spec::{Binary, Target, Uprobe};
+use crate::attach::refusal::chain;
 use crate::enrich::container::Container;
 use crate::enrich::procfs::Stat;
 use crate::event::ProcessId;
@@ -592,7 +593,7 @@ impl Follow {
                 }
                 // Another may be there.
                 Err(OpenError::Gone { .. }) => {}
-                Err(error) => refusal = Some(Refusal { reason: said(&error), may_pass: error.may_pass() }),
+                Err(error) => refusal = Some(Refusal { reason: chain(&error), may_pass: error.may_pass() }),
             }
         }
         refusal.map_or(Ok(()), Err)
@@ -650,14 +651,15 @@ impl Follow {
             fit.known.insert(seen_as);
             fit.refused = None;
         }
-        for place in &places {
-            for cgroup in &cgroups {
-                self.uprobes.allow(*place, *cgroup).map_err(|error| said(&error))?;
-            }
-        }
         if is_new {
+            // Its cgroups were allowed before it was attached.
             self.tell(Answer::Attached { probe: Arc::clone(probe), container, binary, places: places.len() });
         } else {
+            for place in &places {
+                for cgroup in &cgroups {
+                    self.uprobes.allow(*place, *cgroup).map_err(|error| chain(&error))?;
+                }
+            }
             let container = container.map_or_else(String::new, |container| container.id.clone());
             tracing::debug!(probe = probe.name, container, binary, "probing a file that is probed for others already");
         }
@@ -673,7 +675,7 @@ impl Follow {
         cgroups: &[CgroupKey],
     ) -> Result<Group, String> {
         let copy = file.try_clone().map_err(|error| format!("{path}: {error}"))?;
-        let of_file = |error: &elf::ElfError| format!("{path}: {}", said(error));
+        let of_file = |error: &elf::ElfError| format!("{path}: {}", chain(error));
         let mut image = Image::open(copy).map_err(|error| of_file(&error))?;
         let places = image.resolve(&probe.function, probe.kind).or_else(|error| {
             let trust = if root.is_ours() { Trust::Host } else { Trust::Container };
@@ -718,17 +720,17 @@ impl Follow {
                 PlaceSpec::of_operands(probe, scope, &operands)
             }
         };
-        let id = spec.and_then(|spec| self.uprobes.place(&spec)).map_err(|error| of_function(&said(&error)))?;
+        let id = spec.and_then(|spec| self.uprobes.place(&spec)).map_err(|error| of_function(&chain(&error)))?;
         group.places.push(id);
         let binary = path.to_owned();
         self.places
             .insert(id, Arc::new(Place { probe: Arc::clone(probe), function: function.clone(), binary, offset }));
         // Before there are hits.
         for cgroup in cgroups {
-            self.uprobes.allow(id, *cgroup).map_err(|error| of_function(&said(&error)))?;
+            self.uprobes.allow(id, *cgroup).map_err(|error| of_function(&chain(&error)))?;
         }
         let at = At { offset, semaphore: usdt.and_then(|usdt| usdt.semaphore_offset) };
-        let link = self.uprobes.attach(group.file.as_fd(), id, at).map_err(|error| of_function(&said(&error)))?;
+        let link = self.uprobes.attach(group.file.as_fd(), id, at).map_err(|error| of_function(&chain(&error)))?;
         group.links.push(link);
         Ok(())
     }
@@ -863,7 +865,6 @@ impl Follow {
     }
 
     fn tell(&self, answer: Answer) {
-        // They are told in the log in any case.
         if self.answers.try_send(answer).is_err() {
             tracing::debug!("more is said of uprobes than is listened to");
         }
@@ -907,16 +908,4 @@ fn operands(probe: &Uprobe, usdt: &elf::Usdt) -> Result<Vec<Operand>, String> {
         }
     }
     Ok(operands)
-}
-
-/// An error with its causes.
-fn said(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }
