@@ -37,9 +37,11 @@ use outcome::Outcome;
 use proxy::Proxies;
 pub(crate) use retry::Pace;
 
-/// Two, so that one round trip or one slow answer does not hold up the next batch; more would only hit an ailing
-/// collector harder.
-const IN_FLIGHT: usize = 2;
+/// Requests under way at once. Two, so that one round trip or one slow answer does not hold up the next batch; more would
+/// only hit an ailing collector harder. Of a spool one: what it holds arrives in order, also after an outage or a restart.
+fn in_flight(queue: &Queue) -> usize {
+    if queue.keeps().is_some() { 1 } else { 2 }
+}
 
 /// Why nothing can be shipped.
 #[derive(Debug, thiserror::Error)]
@@ -106,10 +108,11 @@ pub fn spawn(export: &Export, queue: Arc<Queue>) -> Result<Shipper, ShipError> {
 }
 
 fn spawn_at(export: &Export, queue: Arc<Queue>, pace: Pace, proxies: Proxies) -> Result<Shipper, ShipError> {
+    let workers = in_flight(&queue);
     let destination = Arc::new(Destination::new(export, queue, pace, proxies)?);
     let working = Arc::clone(&destination);
     let task = tokio::spawn(async move {
-        let workers: [_; IN_FLIGHT] = std::array::from_fn(|_| working.work());
+        let workers = std::iter::repeat_with(|| working.work()).take(workers);
         futures_util::future::join_all(workers).await;
     });
     Ok(Shipper { destination, task })
