@@ -14,23 +14,13 @@ mod kernel;
 #[path = "uprobe/mapped.rs"]
 mod mapped;
 #[cfg(target_arch = "bpf")]
+mod object;
+#[cfg(target_arch = "bpf")]
 #[path = "uprobe/place.rs"]
 mod place;
 #[cfg(target_arch = "bpf")]
 #[path = "uprobe/probes.rs"]
 mod probes;
-
-/// The helpers that read kernel memory are for GPL-compatible programs only.
-#[cfg(target_arch = "bpf")]
-#[unsafe(link_section = "license")]
-#[unsafe(no_mangle)]
-static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
-
-#[cfg(all(target_arch = "bpf", not(test)))]
-#[panic_handler]
-fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
-    loop {}
-}
 
 /// The programs are a BPF object; on the host this binary is nothing.
 #[cfg(not(target_arch = "bpf"))]

@@ -265,10 +265,13 @@ pub enum Counter {
     Unpaired = 11,
     /// Delivered, but a value could not be read or was cut.
     Incomplete = 12,
+    /// Calls that were kept, and gave way to a later one of their thread at their depth: they were jumped out of, or ended with
+    /// their thread.
+    Replaced = 13,
 }
 
 impl Counter {
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::Triggered,
         Self::Filtered,
         Self::SampledOut,
@@ -282,6 +285,7 @@ impl Counter {
         Self::Kept,
         Self::Unpaired,
         Self::Incomplete,
+        Self::Replaced,
     ];
 }
 

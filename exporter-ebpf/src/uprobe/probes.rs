@@ -3,13 +3,13 @@
 use core::ffi::c_void;
 use core::ptr::{addr_of, read_volatile, write_volatile};
 
-use aya_ebpf::EbpfContext as _;
+use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::BPF_ANY;
 use aya_ebpf::helpers::generated::{
     bpf_get_current_task_btf, bpf_ktime_get_boot_ns, bpf_map_delete_elem, bpf_map_lookup_elem, bpf_map_update_elem,
 };
 use aya_ebpf::macros::{map, uprobe, uretprobe};
-use aya_ebpf::maps::LruHashMap;
+use aya_ebpf::maps::{LruHashMap, ProgramArray};
 use aya_ebpf::programs::{ProbeContext, RetProbeContext};
 use namespan_ebpf::uprobe_wire::{ARGS_MAX, Counter, FIXED, LARGE_CALL, RETURNED, SMALL_CALL, ValueHead, kind};
 
@@ -35,10 +35,24 @@ static CALLS: LruHashMap<CallKey, [u8; SMALL_CALL]> = LruHashMap::with_max_entri
 #[map]
 static LARGE_CALLS: LruHashMap<CallKey, [u8; LARGE_CALL]> = LruHashMap::with_max_entries(1, 0);
 
+/// Of no program.
+#[map]
+static NOBODY: ProgramArray = ProgramArray::with_max_entries(1, 0);
+
+/// There is no such place. A program that may call another one keeps its stack on that of the thread (`check_max_stack_depth` in
+/// kernel/bpf/verifier.c). Since Linux 6.13 it would else be the CPU's, which two threads share when one preempts the other in a
+/// uprobe's program: the kernel crashed.
+#[inline(always)]
+fn nowhere<C: EbpfContext>(ctx: &C) -> u32 {
+    // SAFETY: the map has no program, so that nothing is called.
+    unsafe { NOBODY.tail_call(ctx, 0) };
+    0
+}
+
 /// At a function's first instruction or wherever the place is, before the instruction runs. Attach cookies: Linux 5.15.
 #[uprobe]
 pub fn uprobe_entry(ctx: ProbeContext) -> u32 {
-    let Some(place) = Place::of(ctx.as_ptr()) else { return 0 };
+    let Some(place) = Place::of(ctx.as_ptr()) else { return nowhere(&ctx) };
     place.count(Counter::Triggered);
     let kind = of_place!(place, kind);
     let regs = ctx.as_ptr().cast_const().cast::<u8>();
@@ -51,7 +65,7 @@ pub fn uprobe_entry(ctx: ProbeContext) -> u32 {
 /// After a function's last instruction, with the stack pointer that its caller finds. Attach cookies: Linux 5.15.
 #[uretprobe]
 pub fn uprobe_return(ctx: RetProbeContext) -> u32 {
-    let Some(place) = Place::of(ctx.as_ptr()) else { return 0 };
+    let Some(place) = Place::of(ctx.as_ptr()) else { return nowhere(&ctx) };
     let regs = ctx.as_ptr().cast_const().cast::<u8>();
     let outcome = if of_place!(place, kind) == kind::CALL {
         returned(&place, regs)
@@ -85,9 +99,11 @@ fn told(place: &Place, kind: u16, regs: Ptr, key: Option<&CallKey>) -> Result<()
         },
         Err(refused) => Err(refused),
     };
-    if let (Err(_), Some(key)) = (outcome, key) {
+    if let (Err(_), Some(key)) = (outcome, key)
         // An earlier call of this thread at this depth that was jumped out of.
-        key.forget(place);
+        && key.forget(place)
+    {
+        place.count(Counter::Replaced);
     }
     outcome
 }
@@ -187,6 +203,7 @@ fn complete(place: &Place, regs: Ptr, key: &CallKey, kept: *const c_void, room: 
         unsafe { (read_volatile(&raw const (*to).time_boot_ns), read_volatile(&raw const (*to).start_boot_ns)) };
     if of != start {
         // Of an earlier process whose thread had this id.
+        place.count(Counter::Replaced);
         return Err(Counter::Unpaired);
     }
     let hit = hit(room);
@@ -207,6 +224,10 @@ impl CallKey {
 
     #[inline(always)]
     fn keep(&self, place: &Place, room: &Room) -> Result<(), Counter> {
+        if self.find(place).is_some() {
+            // As where it is forgotten.
+            place.count(Counter::Replaced);
+        }
         let (key, value) = ((&raw const *self).cast(), room.base().cast_const().cast());
         // SAFETY: a map of ours, a key and a value of its size.
         let status = if of_place!(place, large) != 0 {

@@ -1,8 +1,10 @@
 //! The host's processes, as `/proc` has them: where they are in the cgroup hierarchies, and in which namespaces.
 
+use std::collections::HashSet;
 use std::fs;
 use std::io;
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::{DirEntryExt as _, MetadataExt as _};
+use std::path::PathBuf;
 
 use namespan_ebpf::wire::CgroupKey;
 
@@ -84,12 +86,65 @@ impl Hierarchies {
         CgroupKey { v2: id(&self.v2, &cgroups.v2), v1: id(&self.v1, &cgroups.v1) }
     }
 
+    /// The cgroups that there are; `None`: not all of them can be seen.
+    pub fn live(&self) -> Option<Live> {
+        // In a namespace of cgroups only those below our own are there.
+        if procfs::namespace(std::process::id(), "cgroup") != Some(INIT_CGROUP_NS) {
+            return None;
+        }
+        let of = |mount: &Option<String>| match mount {
+            Some(mount) => directories(mount).map(Some),
+            None => Some(None),
+        };
+        Some(Live { v2: of(&self.v2)?, v1: of(&self.v1)? })
+    }
+
     /// Of a container's own cgroup.
     pub fn inode_of(&self, found: &ContainerRef<'_>) -> Option<u64> {
         let mount = if found.in_v1 { &self.v1 } else { &self.v2 };
         let components: Vec<_> = found.root.root_to_leaf().map(String::from_utf8_lossy).collect();
         inode(mount.as_ref()?, &components.join("/"))
     }
+}
+
+/// `PROC_CGROUP_INIT_INO` of the kernel.
+const INIT_CGROUP_NS: u32 = 0xefff_fffb;
+/// More cgroups are not looked at.
+const LIVE_MAX: usize = 65_536;
+
+/// Cgroups by their ids, where there is a hierarchy.
+#[derive(Debug)]
+pub struct Live {
+    v2: Option<HashSet<u64>>,
+    v1: Option<HashSet<u64>>,
+}
+
+impl Live {
+    /// Whether it is there, as far as can be told.
+    pub fn has(&self, cgroup: CgroupKey) -> bool {
+        let holds = |ids: &Option<HashSet<u64>>, id: u64| id == 0 || ids.as_ref().is_none_or(|ids| ids.contains(&id));
+        holds(&self.v2, cgroup.v2) && holds(&self.v1, cgroup.v1)
+    }
+}
+
+/// The inodes of a directory and of all below it; `None`: not all can be read.
+fn directories(mount: &str) -> Option<HashSet<u64>> {
+    let mut found = HashSet::from([fs::metadata(mount).ok()?.ino()]);
+    let mut waiting = vec![PathBuf::from(mount)];
+    while let Some(path) = waiting.pop() {
+        // What is gone meanwhile has nothing below.
+        for entry in fs::read_dir(&path).into_iter().flatten().flatten() {
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                // The inode of what is mounted there, if something is.
+                found.insert(entry.metadata().map_or(entry.ino(), |metadata| metadata.ino()));
+                waiting.push(entry.path());
+            }
+        }
+        if found.len() > LIVE_MAX {
+            return None;
+        }
+    }
+    Some(found)
 }
 
 fn inode(mount: &str, path: &str) -> Option<u64> {
@@ -130,6 +185,18 @@ mod tests {
         ] {
             assert_eq!(process.is_below(cgroup), is_below, "{cgroup}");
         }
+    }
+
+    #[test]
+    fn a_cgroup_that_is_there_lives_and_others_do_not() {
+        let hierarchies = Hierarchies::of_this_process();
+        // As where tests run in a container.
+        let Some(live) = hierarchies.live() else { return };
+        let own = hierarchies.key_of(&procfs::cgroups(std::process::id()).unwrap());
+        assert!(live.has(own), "{own:?}");
+        assert!(live.has(CgroupKey { v2: 0, v1: 0 }));
+        let gone = CgroupKey { v2: u64::MAX, v1: u64::MAX };
+        assert!(!live.has(gone) || (hierarchies.v2.is_none() && hierarchies.v1.is_none()));
     }
 
     #[test]

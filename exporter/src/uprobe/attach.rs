@@ -1,7 +1,7 @@
 //! The kernel side of uprobes: loads the programs, says what is wanted at each place, attaches, and says what was counted.
 
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::fmt;
 use std::fs;
 use std::io;
@@ -11,8 +11,8 @@ use aya::maps::{Array, HashMap as KernelMap, Map, MapData, MapError, PerCpuArray
 use aya::programs::{ProgramError, ProgramFd, RawTracePoint, RawTracePointRunOptions, TestRun as _, UProbe};
 use aya::{Ebpf, EbpfError, EbpfLoader};
 use namespan_ebpf::uprobe_wire::{
-    self as wire, ARGS_MAX, BYTES_MAX, Counter, Mapped, MappedOffsets, Operand, PlaceSettings, RETURNED, SMALL_CALL,
-    UprobeSettings, VALUES_MAX, ValueSettings, kind, scope, source, value,
+    self as wire, ARGS_MAX, BYTES_MAX, Counter, LARGE_CALL, Mapped, MappedOffsets, Operand, PlaceSettings, RETURNED,
+    SMALL_CALL, UprobeSettings, VALUES_MAX, ValueSettings, kind, scope, source, value,
 };
 use namespan_ebpf::wire::CgroupKey;
 use thiserror::Error;
@@ -20,7 +20,8 @@ use zerocopy::IntoBytes as _;
 
 use super::registers::{self, INSTRUCTION_POINTER, RETURN_POPS, STACK_POINTER};
 use super::spec::{Capture, Function, Kind, Rate, Type, Uprobe};
-use super::sys;
+use super::{multi, sys};
+use crate::attach::helper::ATTACH_COOKIE;
 use crate::attach::{btf, own_pid_namespace, raise_locked_memory, recursion_misses};
 
 /// The programs of uprobes, which are loaded only where there are some.
@@ -38,7 +39,11 @@ pub enum UprobeError {
     Btf(#[from] btf::BtfError),
     #[error("the kernel refused the BPF object of uprobes: {0}")]
     Load(#[source] EbpfError),
-    #[error("the kernel refused the program {program:?} (uprobes need Linux 5.15 or later): {source}")]
+    #[error(
+        "this kernel lacks the helper bpf_get_attach_cookie, which tells the programs which probe was hit: boot Linux 5.15 or later"
+    )]
+    NoCookie,
+    #[error("the kernel refused the program {program:?}: {source}")]
     Program { program: &'static str, source: ProgramError },
     #[error("the embedded BPF object lacks {name:?}: it is damaged, build again")]
     Missing { name: &'static str },
@@ -78,7 +83,7 @@ pub enum UprobeError {
     Inode { reason: String },
 }
 
-/// What `perf_event_open` means by its error.
+/// What `perf_event_open`, and `BPF_LINK_CREATE` of `uprobe.multi`, mean by their error.
 struct Refusal<'a>(&'a io::Error);
 
 impl fmt::Display for Refusal<'_> {
@@ -87,10 +92,13 @@ impl fmt::Display for Refusal<'_> {
             Some(libc::EACCES | libc::EPERM) => {
                 "run as root or with CAP_BPF and CAP_PERFMON, and mind that a locked-down kernel refuses uprobes"
             }
-            Some(libc::EINVAL) => "it must be a regular file that has this offset, and all probes there one semaphore",
+            // The latter of `uprobe.multi`.
+            Some(libc::EINVAL | libc::EBADF) => {
+                "it must be a regular file that has this offset, and all probes there one semaphore"
+            }
             Some(ENOTSUPP) => "the kernel cannot probe the instruction there: probe another offset",
             Some(libc::EMFILE | libc::ENFILE) => {
-                "too many files are open: each probe takes two, or four with its return"
+                "too many files are open: each probe takes up to two, or four with its return"
             }
             Some(libc::ENODEV | libc::ENOENT) => {
                 "the file is gone, or the kernel was built without CONFIG_UPROBE_EVENTS=y"
@@ -113,6 +121,14 @@ impl fmt::Display for LinkRefusal<'_> {
             _ => self.0.fmt(f),
         }
     }
+}
+
+/// Whether the kernel has what the programs cannot do without, found by trying. Where not even that may be tried, loading them
+/// tells why.
+#[must_use]
+pub fn is_supported() -> bool {
+    raise_locked_memory();
+    ATTACH_COOKIE.is_there().unwrap_or(true)
 }
 
 /// How much the kernel side holds.
@@ -271,19 +287,27 @@ pub struct At {
 
 /// A place attached to a file, until this is dropped.
 ///
-/// Dropping waits until no program of it can run any more: some 100 ms, one link after another whatever threads drop them, as
-/// the kernel does it under one lock, and so does the end of the process. To end a place at once, [retire](Uprobes::retire) it
-/// first and drop its links on another thread: until then each hit costs its trap, and nothing is counted or told.
+/// Dropping waits until no program of it can run any more, some 50 ms: of links of `uprobe.multi` on several threads at once
+/// (see [`Detacher`](super::detach::Detacher)). Before Linux 6.6 it takes 100 ms, one link after another whatever threads
+/// drop them, as the kernel does it under one lock, and so does the end of the process. To end a place at once,
+/// [retire](Uprobes::retire) it first: until its link is gone each hit costs its trap, and nothing is counted or told.
 #[derive(Debug)]
 pub struct Link {
-    /// Those of the return before those of the call, each with its perf event.
-    _fds: Vec<(OwnedFd, OwnedFd)>,
+    /// That of the return before that of the call.
+    _fds: Vec<Fds>,
+}
+
+#[derive(Debug)]
+enum Fds {
+    Multi { _link: OwnedFd },
+    Perf { _link: OwnedFd, _event: OwnedFd },
 }
 
 /// What was counted at one place, over all CPUs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counted {
     counts: [u64; Counter::ALL.len()],
+    evicted: u64,
 }
 
 impl Counted {
@@ -301,18 +325,32 @@ impl Counted {
     /// Hits lost in the kernel, for whatever reason.
     #[must_use]
     pub fn lost(&self) -> u64 {
-        LOST.iter().map(|(_, counter)| self.of(*counter)).sum()
+        LOST.iter().map(|(_, counter)| self.of(*counter)).sum::<u64>() + self.evicted
     }
 
-    /// Calls that are kept and have not been told: they still run, were jumped out of or ended with their thread, were
-    /// pushed out by others, or are deeper than the 64 returns that the kernel watches in a thread.
+    /// Calls that have returned and are not told, as too many others ran: they were pushed out. As many as were sure when all
+    /// were [looked at](Uprobes::look_at_calls) last.
+    #[must_use]
+    pub fn evicted(&self) -> u64 {
+        self.evicted
+    }
+
+    /// Calls that are kept and have not been told: they still run, were jumped out of or ended with their thread, or are
+    /// deeper than the 64 returns that the kernel watches in a thread.
     #[must_use]
     pub fn unfinished(&self) -> u64 {
+        self.untold().saturating_sub(self.evicted)
+    }
+
+    fn untold(&self) -> u64 {
         if self.of(Counter::Kept) == 0 {
             return 0;
         }
-        let ended = [Counter::Delivered, Counter::LostRingFull, Counter::LostReturn].map(|counter| self.of(counter));
-        self.of(Counter::Kept).saturating_sub(ended.iter().sum())
+        self.of(Counter::Kept).saturating_sub(self.ended())
+    }
+
+    fn ended(&self) -> u64 {
+        [Counter::Delivered, Counter::LostRingFull, Counter::LostReturn].map(|counter| self.of(counter)).iter().sum()
     }
 
     /// Returns whose call was wanted and not kept until then, or began before the probe or in another process. Exact once
@@ -334,7 +372,7 @@ impl Counted {
         .into_iter()
         .chain(LOST)
         .map(|(outcome, counter)| (outcome, self.of(counter)))
-        .chain([("unfinished", self.unfinished())])
+        .chain([("kernel_evicted", self.evicted), ("unfinished", self.unfinished())])
     }
 }
 
@@ -383,17 +421,35 @@ pub struct Uprobes {
     mapped: Array<MapData, [u64; 3]>,
     /// Why [`Self::real_inode`] can't say.
     no_inodes: Option<String>,
-    pmu: Pmu,
-    /// Places in use, with the cgroups that are allowed.
-    used: HashMap<PlaceId, (u16, HashSet<CgroupKey>)>,
+    hooks: Hooks,
+    calls: KernelMap<MapData, [u64; 3], [u8; SMALL_CALL]>,
+    large_calls: KernelMap<MapData, [u64; 3], [u8; LARGE_CALL]>,
+    used: HashMap<PlaceId, Used>,
     /// Slots that were used before, those free for longest first.
     free: VecDeque<u32>,
     /// Slots that never were begin here.
     fresh: u32,
     limit: u32,
+    call_limit: u32,
     /// Of the next place; the upper half of its id.
     generation: u32,
     cpus: usize,
+}
+
+/// What links are made with.
+enum Hooks {
+    /// Programs for calls and for returns.
+    Multi([OwnedFd; 2]),
+    Perf(Pmu),
+}
+
+/// A place in use.
+struct Used {
+    kind: u16,
+    /// Those that are allowed.
+    cgroups: HashSet<CgroupKey>,
+    /// As [`Counted::evicted`].
+    evicted: u64,
 }
 
 const PLACE_WORDS: usize = size_of::<PlaceSettings>() / 8;
@@ -404,7 +460,9 @@ const INODE: &str = "real_inode";
 impl Uprobes {
     /// Loads the programs and returns the ring's reader. Nothing is attached.
     pub fn load(limits: &Limits) -> Result<(Self, RingBuf<MapData>), UprobeError> {
-        let pmu = Pmu::read()?;
+        if !is_supported() {
+            return Err(UprobeError::NoCookie);
+        }
         let (resolved, inode) = {
             let kernel = btf::read_kernel()?;
             let kernel = btf::Btf::parse(&kernel)?;
@@ -426,10 +484,18 @@ impl Uprobes {
             .map_max_entries("LARGE_CALLS", (limits.calls / 16).max(1))
             .load(OBJECT)
             .map_err(UprobeError::Load)?;
-        for program in [ENTRY, RETURN] {
-            let loaded = program_of::<UProbe>(&mut ebpf, program)?.load();
-            loaded.map_err(|source| UprobeError::Program { program, source })?;
-        }
+        let hooks = match multi::load(OBJECT, &ebpf, [ENTRY, RETURN]) {
+            Ok(programs) => Hooks::Multi(programs),
+            Err(error) => {
+                tracing::debug!(%error, "no uprobe.multi, which takes Linux 6.6: uprobes end one after the other");
+                let pmu = Pmu::read()?;
+                for program in [ENTRY, RETURN] {
+                    let loaded = program_of::<UProbe>(&mut ebpf, program)?.load();
+                    loaded.map_err(|source| UprobeError::Program { program, source })?;
+                }
+                Hooks::Perf(pmu)
+            }
+        };
         let no_inodes = match &inode {
             None => {
                 Some("the kernel's BTF lacks a field of struct vm_area_struct, file, inode or super_block".to_owned())
@@ -447,12 +513,15 @@ impl Uprobes {
             counters: map(&mut ebpf, "PLACE_COUNTERS", PerCpuArray::try_from)?,
             allowed: map(&mut ebpf, "ALLOWED", KernelMap::try_from)?,
             mapped: map(&mut ebpf, "MAPPED", Array::try_from)?,
+            calls: map(&mut ebpf, "CALLS", KernelMap::try_from)?,
+            large_calls: map(&mut ebpf, "LARGE_CALLS", KernelMap::try_from)?,
             no_inodes,
-            pmu,
+            hooks,
             used: HashMap::new(),
             free: VecDeque::new(),
             fresh: 0,
             limit: limits.places,
+            call_limit: limits.calls,
             generation: 1,
             cpus: aya::util::nr_cpus().map_err(|(_, source)| UprobeError::Cpus(source))?,
             ebpf,
@@ -476,7 +545,7 @@ impl Uprobes {
             self.free.push_back(slot);
         }
         written?;
-        self.used.insert(id, (spec.0.kind, HashSet::new()));
+        self.used.insert(id, Used { kind: spec.0.kind, cgroups: HashSet::new(), evicted: 0 });
         Ok(id)
     }
 
@@ -498,7 +567,7 @@ impl Uprobes {
         // From here on its programs do nothing, so that nothing is missing in what is counted.
         self.places.set(place.slot(), [0; PLACE_WORDS], 0).map_err(of_map("PLACES"))?;
         let counted = self.counted(place)?;
-        let Some((_, cgroups)) = self.used.remove(&place) else { return Err(UprobeError::Retired { place }) };
+        let Some(Used { cgroups, .. }) = self.used.remove(&place) else { return Err(UprobeError::Retired { place }) };
         for cgroup in cgroups {
             let _absent = self.allowed.remove(&key(place, cgroup));
         }
@@ -510,11 +579,11 @@ impl Uprobes {
     ///
     /// Processes that have the file mapped are probed at once, later ones as they map it.
     pub fn attach(&self, file: BorrowedFd<'_>, place: PlaceId, at: At) -> Result<Link, UprobeError> {
-        let Some((kind, _)) = self.used.get(&place) else { return Err(UprobeError::Retired { place }) };
-        let programs: &[_] = match *kind {
-            kind::CALL => &[(ENTRY, false), (RETURN, true)],
-            kind::RETURN => &[(RETURN, true)],
-            _ => &[(ENTRY, false)],
+        let Some(Used { kind, .. }) = self.used.get(&place) else { return Err(UprobeError::Retired { place }) };
+        let (calls, returns) = match *kind {
+            kind::CALL => (true, true),
+            kind::RETURN => (false, true),
+            _ => (true, false),
         };
         let semaphore = match at.semaphore {
             None => 0,
@@ -523,24 +592,49 @@ impl Uprobes {
         let offset = at.offset;
         let path = CString::new(format!("/proc/self/fd/{}", file.as_raw_fd()))
             .map_err(|source| UprobeError::Attach { offset, source: source.into() })?;
-        let mut fds = Vec::new();
         // A call that is kept and whose return is not watched yet is unfinished; one that is not kept would be unpaired.
-        for (program, returns) in programs {
-            let retprobe = if *returns { 1 << self.pmu.return_bit } else { 0 };
-            let config = semaphore << SEMAPHORE_SHIFT | retprobe;
-            let event = sys::open_uprobe(self.pmu.kind, config, &path, offset);
-            let event = event.map_err(|source| UprobeError::Attach { offset, source })?;
-            let link = sys::link(self.program(program)?.as_fd(), event.as_fd(), place.0);
-            let link = link.map_err(|source| UprobeError::Link { offset, source })?;
-            fds.push((link, event));
-        }
+        let wanted = [(calls, false), (returns, true)].into_iter().filter(|(is_wanted, _)| *is_wanted);
+        let fds = wanted.map(|(_, returns)| self.hook(&path, place, offset, semaphore, returns));
+        let mut fds = fds.collect::<Result<Vec<_>, _>>()?;
         fds.reverse();
         Ok(Link { _fds: fds })
     }
 
+    fn hook(
+        &self,
+        path: &CStr,
+        place: PlaceId,
+        offset: u64,
+        semaphore: u64,
+        returns: bool,
+    ) -> Result<Fds, UprobeError> {
+        match &self.hooks {
+            Hooks::Multi([entry, ret]) => {
+                let program = if returns { ret } else { entry };
+                let link = sys::link_multi(program.as_fd(), path, offset, semaphore, place.0, returns);
+                Ok(Fds::Multi { _link: link.map_err(|source| UprobeError::Attach { offset, source })? })
+            }
+            Hooks::Perf(pmu) => {
+                let retprobe = if returns { 1 << pmu.return_bit } else { 0 };
+                let event = sys::open_uprobe(pmu.kind, semaphore << SEMAPHORE_SHIFT | retprobe, path, offset);
+                let event = event.map_err(|source| UprobeError::Attach { offset, source })?;
+                let program = self.program(if returns { RETURN } else { ENTRY })?;
+                let link = sys::link(program.as_fd(), event.as_fd(), place.0);
+                let link = link.map_err(|source| UprobeError::Link { offset, source })?;
+                Ok(Fds::Perf { _link: link, _event: event })
+            }
+        }
+    }
+
+    /// Whether links end side by side, on threads of their own.
+    #[must_use]
+    pub fn ends_at_once(&self) -> bool {
+        matches!(self.hooks, Hooks::Multi(_))
+    }
+
     /// From now on hits of this cgroup are told at the place, if it has [`Scope::Cgroups`].
     pub fn allow(&mut self, place: PlaceId, cgroup: CgroupKey) -> Result<(), UprobeError> {
-        let Some((_, cgroups)) = self.used.get_mut(&place) else { return Err(UprobeError::Retired { place }) };
+        let Some(Used { cgroups, .. }) = self.used.get_mut(&place) else { return Err(UprobeError::Retired { place }) };
         self.allowed.insert(key(place, cgroup), 0, 0).map_err(of_map("ALLOWED"))?;
         cgroups.insert(cgroup);
         Ok(())
@@ -548,7 +642,7 @@ impl Uprobes {
 
     /// No longer.
     pub fn disallow(&mut self, place: PlaceId, cgroup: CgroupKey) {
-        if let Some((_, cgroups)) = self.used.get_mut(&place)
+        if let Some(Used { cgroups, .. }) = self.used.get_mut(&place)
             && cgroups.remove(&cgroup)
         {
             let _absent = self.allowed.remove(&key(place, cgroup));
@@ -557,9 +651,7 @@ impl Uprobes {
 
     /// What has been counted at a place so far.
     pub fn counted(&self, place: PlaceId) -> Result<Counted, UprobeError> {
-        if !self.used.contains_key(&place) {
-            return Err(UprobeError::Retired { place });
-        }
+        let Some(Used { evicted, .. }) = self.used.get(&place) else { return Err(UprobeError::Retired { place }) };
         let per_cpu = self.counters.get(&place.slot(), 0).map_err(of_map("PLACE_COUNTERS"))?;
         let mut counts = [0; Counter::ALL.len()];
         for cpu in per_cpu.iter() {
@@ -567,11 +659,45 @@ impl Uprobes {
                 *count += more;
             }
         }
-        Ok(Counted { counts })
+        Ok(Counted { counts, evicted: *evicted })
+    }
+
+    /// Sees which calls have been pushed out. The kernel tells nobody: those that were kept, have not ended and are not there
+    /// any more, as far as as many have returned.
+    pub fn look_at_calls(&mut self) -> Result<(), UprobeError> {
+        let places: Vec<_> =
+            self.used.iter().filter(|(_, used)| used.kind == kind::CALL).map(|(place, _)| *place).collect();
+        if places.is_empty() {
+            return Ok(());
+        }
+        // In this order what happens meanwhile makes it less, never more.
+        let before = places.iter().map(|place| self.counted(*place)).collect::<Result<Vec<_>, _>>()?;
+        let mut there: HashMap<u64, u64> = HashMap::new();
+        // What changes meanwhile may make it begin anew.
+        let most = 2 * usize::try_from(self.call_limit).unwrap_or(usize::MAX);
+        for key in self.calls.keys().take(most).chain(self.large_calls.keys().take(most)) {
+            let [place, ..] = key.map_err(of_map("CALLS"))?;
+            *there.entry(place).or_default() += 1;
+        }
+        for (place, before) in places.into_iter().zip(before) {
+            let after = self.counted(place)?;
+            let gone = after.ended() + after.of(Counter::Replaced) + there.get(&place.0).copied().unwrap_or(0);
+            let evicted = before.of(Counter::Kept).saturating_sub(gone).min(after.unpaired());
+            if let Some(used) = self.used.get_mut(&place) {
+                used.evicted = used.evicted.max(evicted);
+            }
+        }
+        Ok(())
+    }
+
+    /// Of how many places at the same time there is room.
+    #[must_use]
+    pub fn limit(&self) -> u32 {
+        self.limit
     }
 
     /// Hits of all places that the kernel ran no program for, which older kernels do while another program is in the middle
-    /// of its work on that CPU: no place has counted them.
+    /// of its work on that CPU: no place has counted them. Of `uprobe.multi` there are none.
     #[must_use]
     pub fn skipped(&self) -> u64 {
         [ENTRY, RETURN].iter().filter_map(|program| self.program(program).ok()).map(recursion_misses).sum()

@@ -75,44 +75,48 @@ fn argument(function: &Function, capture: &Capture) -> Result<(), String> {
         )),
     };
     highest(capture.position)?;
-    match capture.value {
-        Type::Bytes { length } if length == capture.position => {
+    match form(capture.value) {
+        Form::Bytes { length } if length == capture.position => {
             Err("bytes(N) takes the position of the argument that has the length, not its own".to_owned())
         }
-        Type::Bytes { length } => highest(length),
-        Type::F32 | Type::F64 if !is_usdt => Err(
+        Form::Bytes { length } => highest(length),
+        Form::Vector if !is_usdt => Err(
             "a float is passed in a vector register, which BPF cannot read: only *f32 and *f64, to which a pointer is \
              passed, can be captured"
                 .to_owned(),
         ),
-        Type::F32
-        | Type::F64
-        | Type::I8
-        | Type::I16
-        | Type::I32
-        | Type::I64
-        | Type::U8
-        | Type::U16
-        | Type::U32
-        | Type::U64
-        | Type::Pointer
-        | Type::Bool
-        | Type::String
-        | Type::F32At
-        | Type::F64At => Ok(()),
+        Form::Vector | Form::Plain => Ok(()),
     }
 }
 
 fn returned(capture: &Capture) -> Result<(), String> {
-    match capture.value {
-        Type::Bytes { .. } => Err("the length of bytes(N) is an argument, and those are gone at return: string reads up to \
+    match form(capture.value) {
+        Form::Bytes { .. } => Err("the length of bytes(N) is an argument, and those are gone at return: string reads up to \
              the first NUL"
             .to_owned()),
-        Type::F32 | Type::F64 => Err(
+        Form::Vector => Err(
             "a float is returned in a vector register, which BPF cannot read: only *f32 and *f64, to which a pointer is \
              returned, can be captured"
                 .to_owned(),
         ),
+        Form::Plain => Ok(()),
+    }
+}
+
+/// What a type asks for.
+enum Form {
+    /// One register, whatever it means.
+    Plain,
+    /// A register of floating point, where it is passed in one.
+    Vector,
+    /// Another argument.
+    Bytes { length: u8 },
+}
+
+fn form(value: Type) -> Form {
+    match value {
+        Type::Bytes { length } => Form::Bytes { length },
+        Type::F32 | Type::F64 => Form::Vector,
         Type::I8
         | Type::I16
         | Type::I32
@@ -125,7 +129,7 @@ fn returned(capture: &Capture) -> Result<(), String> {
         | Type::Bool
         | Type::String
         | Type::F32At
-        | Type::F64At => Ok(()),
+        | Type::F64At => Form::Plain,
     }
 }
 

@@ -10,6 +10,7 @@ use std::path::Path;
 use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, fstat, openat, openat2};
 use rustix::io::Errno;
 
+use super::mounts::{Mounts, mount_of};
 use crate::enrich::procfs::Stat;
 use crate::event::ProcessId;
 
@@ -75,6 +76,14 @@ pub enum OpenError {
         "no process of the target has mapped a library `{library}`; give its path, or its name as in /proc/PID/maps"
     )]
     NoLibrary { library: String },
+    #[error("{path} is on {reason}, which may never answer: only files that this host keeps itself are probed")]
+    Remote { path: String, reason: String },
+    #[error(
+        "{path} leads through links over several mounts, of which some may never answer: give the file's real path"
+    )]
+    Crosses { path: String },
+    #[error("the mounts of the process can't be read")]
+    Mounts { source: io::Error },
     #[error("{path}: the file that is mapped was deleted or replaced; restart the process")]
     Deleted { path: String },
 }
@@ -84,11 +93,17 @@ impl OpenError {
     #[must_use]
     pub fn may_pass(&self) -> bool {
         match self {
-            Self::NotFound { .. } | Self::NoLibrary { .. } | Self::Open { .. } | Self::Maps { .. } => true,
+            Self::NotFound { .. }
+            | Self::NoLibrary { .. }
+            | Self::Open { .. }
+            | Self::Maps { .. }
+            | Self::Mounts { .. } => true,
             Self::Gone { .. }
             | Self::Root { .. }
             | Self::Path { .. }
             | Self::NotRegular { .. }
+            | Self::Remote { .. }
+            | Self::Crosses { .. }
             | Self::Deleted { .. } => false,
         }
     }
@@ -156,12 +171,9 @@ impl Root {
         if !path.starts_with('/') || path.len() >= MAX_PATH || path.contains('\0') {
             return Err(OpenError::Path { path: path.to_owned() });
         }
-        let refused = |error: Errno| match error {
-            Errno::NOENT | Errno::NOTDIR => OpenError::NotFound { path: path.to_owned() },
-            error => OpenError::Open { path: path.to_owned(), source: error.into() },
-        };
+        let refused = |error| refused(path, error);
         // Opening a device or a pipe may do something, or wait: what it is is asked first.
-        let found = self.find(path).map_err(refused)?;
+        let found = self.find(path)?;
         let stat = fstat(&found).map_err(refused)?;
         if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
             return Err(OpenError::NotRegular { path: path.to_owned() });
@@ -178,16 +190,50 @@ impl Root {
         })
     }
 
-    fn find(&self, path: &str) -> Result<OwnedFd, Errno> {
-        let within = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-        let attempt = || openat2(&self.directory, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), within);
-        for _ in 1..ATTEMPTS {
-            match attempt() {
-                Err(Errno::AGAIN | Errno::INTR) => {}
-                ended => return ended,
-            }
+    /// Never asks a file system that may not answer: not even for what lies behind a link.
+    fn find(&self, path: &str) -> Result<OwnedFd, OpenError> {
+        let mounts = self.mounts().map_err(|source| OpenError::Mounts { source })?;
+        let own = mount_of(self.directory.as_fd()).map_err(|source| OpenError::Mounts { source })?;
+        if let Some(reason) = mounts.doubt(own) {
+            return Err(OpenError::Remote { path: path.to_owned(), reason });
         }
-        attempt()
+        let within = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+        match resolve(&self.directory, path, within | ResolveFlags::NO_XDEV) {
+            Err(Errno::XDEV) if mounts.all_answer() => resolve(&self.directory, path, within),
+            Err(Errno::XDEV) => return self.find_on_mount(&mounts, path),
+            ended => ended,
+        }
+        .map_err(|error| refused(path, error))
+    }
+
+    /// On the mount that the path names, if no link leads away from there.
+    fn find_on_mount(&self, mounts: &Mounts, path: &str) -> Result<OwnedFd, OpenError> {
+        let crosses = || OpenError::Crosses { path: path.to_owned() };
+        let mount = mounts.of_path(path).ok_or_else(crosses)?;
+        if let Some(reason) = mounts.doubt(mount.id) {
+            return Err(OpenError::Remote { path: path.to_owned(), reason });
+        }
+        let straight = ResolveFlags::IN_ROOT | ResolveFlags::NO_SYMLINKS;
+        let point = resolve(&self.directory, &mount.point, straight).map_err(|error| refused(path, error))?;
+        // Another may be on top by now.
+        if mount_of(point.as_fd()).ok() != Some(mount.id) {
+            return Err(crosses());
+        }
+        let rest = path.strip_prefix(mount.point.trim_end_matches('/')).unwrap_or_default().trim_start_matches('/');
+        let below = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_XDEV;
+        match resolve(&point, if rest.is_empty() { "." } else { rest }, below) {
+            Err(Errno::XDEV) => Err(crosses()),
+            ended => ended.map_err(|error| refused(path, error)),
+        }
+    }
+
+    fn mounts(&self) -> io::Result<Mounts> {
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        let table = match &self.process {
+            Some(process) => openat(process, "mountinfo", flags, Mode::empty()),
+            None => openat(CWD, "/proc/self/mountinfo", flags, Mode::empty()),
+        };
+        Mounts::read(table?.into())
     }
 
     /// A library that the process has mapped now, opened in its root: `libssl`, `libssl.so.3` or any file name.
@@ -201,6 +247,24 @@ impl Root {
             None => self.open(&path),
         }
     }
+}
+
+fn refused(path: &str, error: Errno) -> OpenError {
+    match error {
+        Errno::NOENT | Errno::NOTDIR => OpenError::NotFound { path: path.to_owned() },
+        error => OpenError::Open { path: path.to_owned(), source: error.into() },
+    }
+}
+
+fn resolve(at: &OwnedFd, path: &str, how: ResolveFlags) -> Result<OwnedFd, Errno> {
+    let attempt = || openat2(at, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), how);
+    for _ in 1..ATTEMPTS {
+        match attempt() {
+            Err(Errno::AGAIN | Errno::INTR) => {}
+            ended => return ended,
+        }
+    }
+    attempt()
 }
 
 fn directory(at: impl std::os::fd::AsFd, path: &str) -> Result<OwnedFd, Errno> {

@@ -1,12 +1,14 @@
 //! The system calls of uprobes that no safe interface has: perf events with a semaphore, links with a cookie, a mapping.
 //!
-//! aya attaches uprobes too, but cannot tell the kernel of a USDT probe's semaphore.
+//! aya attaches uprobes too, but cannot tell the kernel of a USDT probe's semaphore, nor make links of `uprobe.multi`.
 #![expect(unsafe_code, reason = "system calls that take pointers; each is called with what lives as long as the call")]
 
 use std::ffi::{CStr, c_long, c_uint};
 use std::io;
 use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
 use std::ptr;
+
+use aya_obj::generated::bpf_insn;
 
 /// `struct perf_event_attr` of `include/uapi/linux/perf_event.h`, as far as uprobes use it (`PERF_ATTR_SIZE_VER1`).
 #[repr(C)]
@@ -35,7 +37,46 @@ struct LinkCreate {
     cookie: u64,
 }
 
+/// As above, of `BPF_LINK_CREATE` for many uprobes, of which there is one.
+#[repr(C)]
+struct LinkCreateMulti {
+    program: u32,
+    target: u32,
+    attach_type: u32,
+    flags: u32,
+    path: u64,
+    offsets: u64,
+    semaphores: u64,
+    cookies: u64,
+    count: u32,
+    multi_flags: u32,
+    pid: u32,
+    reserved: u32,
+}
+
+/// As above, of `BPF_PROG_LOAD`, up to the attach type.
+#[repr(C)]
+#[derive(Default)]
+struct ProgLoad {
+    kind: u32,
+    instruction_count: u32,
+    instructions: u64,
+    license: u64,
+    log_level: u32,
+    log_size: u32,
+    log: u64,
+    kernel_version: u32,
+    flags: u32,
+    name: [u8; 16],
+    interface: u32,
+    expected_attach_type: u32,
+}
+
+const BPF_PROG_LOAD: c_long = 5;
 const BPF_LINK_CREATE: c_long = 28;
+const BPF_PROG_TYPE_KPROBE: u32 = 2;
+const BPF_TRACE_UPROBE_MULTI: u32 = 48;
+const BPF_F_UPROBE_MULTI_RETURN: u32 = 1;
 const BPF_PERF_EVENT: u32 = 41;
 const PERF_FLAG_FD_CLOEXEC: c_long = 8;
 
@@ -77,6 +118,56 @@ pub fn link(program: BorrowedFd<'_>, event: BorrowedFd<'_>, cookie: u64) -> io::
     };
     let size = c_uint::try_from(size_of::<LinkCreate>()).map_err(io::Error::other)?;
     // SAFETY: `attr` lives as long as the call, which only reads it.
+    let fd = unsafe { libc::syscall(libc::SYS_bpf, BPF_LINK_CREATE, &raw const attr, size) };
+    owned(fd)
+}
+
+/// Loads a program for [`link_multi`].
+pub fn load_multi(name: &str, instructions: &[bpf_insn], license: &CStr) -> io::Result<OwnedFd> {
+    let mut attr = ProgLoad {
+        kind: BPF_PROG_TYPE_KPROBE,
+        instruction_count: u32::try_from(instructions.len()).map_err(io::Error::other)?,
+        instructions: instructions.as_ptr() as u64,
+        license: license.as_ptr() as u64,
+        expected_attach_type: BPF_TRACE_UPROBE_MULTI,
+        ..ProgLoad::default()
+    };
+    // The last byte stays NUL.
+    for (to, from) in attr.name.iter_mut().take(15).zip(name.bytes()) {
+        *to = from;
+    }
+    let size = c_uint::try_from(size_of::<ProgLoad>()).map_err(io::Error::other)?;
+    // SAFETY: `attr`, the instructions and the license live as long as the call, which only reads them.
+    let fd = unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_LOAD, &raw const attr, size) };
+    owned(fd)
+}
+
+/// A uprobe for every process that runs the program at each hit, until the link is closed. `semaphore`: its offset in the
+/// file, or 0.
+pub fn link_multi(
+    program: BorrowedFd<'_>,
+    path: &CStr,
+    offset: u64,
+    semaphore: u64,
+    cookie: u64,
+    returns: bool,
+) -> io::Result<OwnedFd> {
+    let attr = LinkCreateMulti {
+        program: program.as_raw_fd().unsigned_abs(),
+        target: 0,
+        attach_type: BPF_TRACE_UPROBE_MULTI,
+        flags: 0,
+        path: path.as_ptr() as u64,
+        offsets: (&raw const offset) as u64,
+        semaphores: (&raw const semaphore) as u64,
+        cookies: (&raw const cookie) as u64,
+        count: 1,
+        multi_flags: if returns { BPF_F_UPROBE_MULTI_RETURN } else { 0 },
+        pid: 0,
+        reserved: 0,
+    };
+    let size = c_uint::try_from(size_of::<LinkCreateMulti>()).map_err(io::Error::other)?;
+    // SAFETY: `attr` and what it points to live as long as the call, which only reads them.
     let fd = unsafe { libc::syscall(libc::SYS_bpf, BPF_LINK_CREATE, &raw const attr, size) };
     owned(fd)
 }
