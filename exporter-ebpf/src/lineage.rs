@@ -5,8 +5,10 @@ use namespan_ebpf::wire::Counter;
 use crate::identity::number;
 use crate::kernel::{Access, Ptr, Typed, copy, off, pointer};
 
-/// Processes looked at for one that exec'd.
-const ANCESTORS: u32 = 12;
+/// Processes looked at for one that exec'd. Nearly always it is the first or the second.
+const ANCESTORS: u32 = 32;
+/// Processes looked at for the one whose image ran.
+const IMAGES: u32 = 12;
 
 /// The nearest process that has exec'd since its fork, `first` or one above it: tgid and start; zeros if there is none
 /// within the walk. `first` is the first thread of its process.
@@ -47,7 +49,7 @@ pub fn image(leader: Ptr) -> Result<(u32, u64), Counter> {
     let mut step = 0;
     let mut comm = [0u64; 2];
     let mut parents_comm = [0u64; 2];
-    while step < ANCESTORS {
+    while step < IMAGES {
         let own = number::<Typed, u64>(process, off!(task_self_exec_id))?;
         let parents = number::<Typed, u64>(process, off!(task_parent_exec_id))?;
         let tgid = number::<Typed, u32>(process, off!(task_tgid))?;

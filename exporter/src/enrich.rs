@@ -30,12 +30,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use lru::LruCache;
-use namespan_ebpf::wire::{CgroupKey, ns};
+use namespan_ebpf::wire::{self, CgroupKey, ns};
 use tokio::sync::mpsc;
 
 use crate::clock::boot_ns;
 use crate::config::{Config, Enrich, RuntimeName, present};
-use crate::event::{CgroupPath, Event};
+use crate::event::{CgroupPath, Event, Kind, ProcessId};
 use ask::bit;
 pub use attribution::{Attribution, Entered, How, Owner, Unit};
 use container::{Container, Labels};
@@ -123,6 +123,16 @@ pub struct Resident {
     pub stat: procfs::Stat,
     /// `None`: it is outside of containers.
     pub container: Option<Arc<Container>>,
+    /// As [`Stand::by_cgroup`].
+    pub by_cgroup: bool,
+}
+
+/// A process of which no event has been seen.
+#[derive(Clone, Copy, Debug)]
+pub struct Unseen<'a> {
+    pub process: &'a wire::Process,
+    pub id: ProcessId,
+    pub parent: Option<ProcessId>,
 }
 
 #[derive(Debug)]
@@ -172,6 +182,8 @@ pub struct Enricher {
     host_mount: Option<u32>,
     /// Whose some cgroups are was forgotten.
     homes: bool,
+    /// Exits are told of.
+    exits: bool,
     wait: Duration,
     negative: Duration,
     stats: Stats,
@@ -199,6 +211,7 @@ impl Enricher {
             sources: sources.into_iter().map(told).collect(),
             host_mount: procfs::host_mount_ns(),
             homes: false,
+            exits: false,
             wait: config.wait,
             negative: config.cache_negative,
             stats: Stats::default(),
@@ -207,13 +220,16 @@ impl Enricher {
 
     /// Where the event's process stands; asked once for each event, in their order.
     pub fn stand(&mut self, event: &Event<'_>, now: Instant) -> Stand {
+        self.exits |= matches!(event.kind, Kind::Exit(_));
         let spaces = Spaces { mount: event.process.namespaces[ns::MNT], pid: event.process.namespaces[ns::PID] };
         let lineage = self.lineage(event, now);
         let home = self.home(event, lineage.is_none(), now);
         let by_path = if let Home::Container { slot, .. } = home { Some(slot) } else { None };
         // A container without a cgroup of its own is known by its namespaces.
         let by_spaces = || match home {
-            Home::Host(_) | Home::Unclaimed { .. } => self.containers.by_spaces_alone(spaces),
+            Home::Host(_) | Home::Unclaimed { .. } => {
+                self.containers.by_spaces_alone(spaces, event.process.time_boot_ns)
+            }
             Home::Container { .. } | Home::Claim { .. } | Home::Contradicted { .. } => None,
         };
         let claimed = by_path.or_else(by_spaces);

@@ -60,7 +60,7 @@ fn victim_is_left_alone(records: &[Record], victim: &Container) {
 
 /// A command as many forks away from the last exec as the kernel side does not look.
 fn far_below(command: &str) -> String {
-    const FORKS: usize = 20;
+    const FORKS: usize = 100;
     format!("{}{command}{}", "(".repeat(FORKS), "; :)".repeat(FORKS))
 }
 

@@ -63,7 +63,8 @@ impl Runtime for Containerd {
     }
 
     fn answers_for(&self) -> &'static [&'static str] {
-        &[RUNTIME, ANY_PATH]
+        // A cgroup named by nothing but an id is taken for Docker's.
+        &[RUNTIME, "docker", ANY_PATH]
     }
 
     async fn session(&mut self, line: &mut Line) -> Lost {

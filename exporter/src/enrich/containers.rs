@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 
 use super::How;
 use super::container::Container;
-use crate::event::CgroupPath;
+use super::procfs::is_same;
+use crate::event::{CgroupPath, ProcessId};
 
 /// What a key may be: that of a [`Container`].
 type Key = Box<str>;
@@ -19,8 +20,10 @@ pub(super) struct Containers {
     by_key: HashMap<Key, usize>,
     /// Of those whose cgroup does not tell of them.
     by_root: HashMap<Box<[u8]>, Slot>,
-    by_mount_ns: HashMap<u32, Slot>,
-    by_pid_ns: HashMap<u32, Slot>,
+    /// Those that have a namespace of this number, or had it when the records that are yet to be read were written; none is
+    /// there without its [`Held`].
+    by_mount_ns: HashMap<u32, Vec<Slot>>,
+    by_pid_ns: HashMap<u32, Vec<Slot>>,
     entries: Vec<Entry>,
     /// Those marked as gone, oldest first; stale where the container has come back.
     gone: VecDeque<(Instant, Slot)>,
@@ -46,12 +49,10 @@ pub(super) struct Entry {
     pub asked: Asked,
     /// Its own cgroup in the v2 hierarchy and in that of v1, leaf first, as first seen or as its first process has it.
     pub roots: [Option<Box<[u8]>>; 2],
-    /// Of its first process.
-    pub spaces: Option<Spaces>,
-    /// Pid of that process: when it has exited, the namespaces' numbers may be those of others.
-    pub first: u32,
+    /// `None` when its first process has exited: the namespaces' numbers may be those of others then.
+    pub held: Option<Held>,
     /// It has no cgroup of its own.
-    spaces_alone: bool,
+    pub spaces_alone: bool,
     key: Key,
     /// As in `by_root`.
     told_root: Option<Box<[u8]>>,
@@ -85,6 +86,37 @@ pub(super) enum Asked {
 pub(super) struct Spaces {
     pub mount: u32,
     pub pid: u32,
+}
+
+/// A container's first process, where it was seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Sight {
+    pub spaces: Spaces,
+    /// Of `/proc`, its start is in whole ticks.
+    pub first: ProcessId,
+    /// When: what was seen in `/proc` is no news of what came before, which may be read later.
+    pub at_boot_ns: u64,
+}
+
+/// The namespaces by which a container's processes are known, and when: a number may be another's before and after.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Held {
+    pub sight: Sight,
+    /// From then on they are another's, or the runtime has said that it has ended.
+    until_boot_ns: u64,
+    /// When the first process was found to be gone, though its exit had not been read.
+    missed_boot_ns: Option<u64>,
+}
+
+impl Held {
+    fn holds(&self, at_boot_ns: u64) -> bool {
+        (self.sight.at_boot_ns..self.until_boot_ns).contains(&at_boot_ns)
+    }
+
+    /// Nobody has taken its place since.
+    pub fn is_current(&self) -> bool {
+        self.until_boot_ns == u64::MAX
+    }
 }
 
 impl Containers {
@@ -142,8 +174,7 @@ impl Containers {
             how,
             asked: Asked::No,
             roots: [None, None],
-            spaces: None,
-            first: 0,
+            held: None,
             spaces_alone: false,
             key: key.clone(),
             told_root: None,
@@ -161,10 +192,13 @@ impl Containers {
         (Slot { index, serial: self.serial }, evicted)
     }
 
-    pub fn mark_gone(&mut self, key: &str, now: Instant) {
+    /// `now_boot_ns` is `now`: records of what was before may still come.
+    pub fn mark_gone(&mut self, key: &str, now: Instant, now_boot_ns: u64) {
         let Some(slot) = self.find(key) else { return };
-        self.leave_spaces(slot);
         let Some(entry) = self.get(slot) else { return };
+        if let Some(held) = &mut entry.held {
+            held.until_boot_ns = held.until_boot_ns.min(now_boot_ns);
+        }
         if entry.gone.is_none() {
             entry.gone = Some(now);
             self.gone.push_back((now, slot));
@@ -236,55 +270,112 @@ impl Containers {
 
     /// Its processes are known by these namespaces. The mount namespace is its own, and whoever else had one of this number
     /// has none any more; so is the PID namespace, unless it `shares_pids` with whoever has that.
-    pub fn set_spaces(&mut self, slot: Slot, spaces: Spaces, shares_pids: bool, first: u32) {
+    pub fn set_spaces(&mut self, slot: Slot, sight: Sight, shares_pids: bool) {
         self.leave_spaces(slot);
-        let Some(entry) = self.get(slot) else { return };
-        entry.spaces = Some(spaces);
-        entry.first = first;
-        self.by_mount_ns.insert(spaces.mount, slot);
-        let holder = self.by_pid_ns.get(&spaces.pid).filter(|holder| shares_pids && self.peek(**holder).is_some());
-        if holder.is_none() {
-            self.by_pid_ns.insert(spaces.pid, slot);
+        let Sight { spaces, at_boot_ns, .. } = sight;
+        if self.peek(slot).is_none() {
+            return;
+        }
+        let is_shared = shares_pids && self.in_pid_ns(spaces.pid, at_boot_ns).is_some();
+        let Self { by_mount_ns, by_pid_ns, entries, .. } = self;
+        let mut until_boot_ns = u64::MAX;
+        let others = by_mount_ns.entry(spaces.mount).or_default();
+        for other in others.iter() {
+            let Some(held) = entries.get_mut(other.index).and_then(|entry| entry.held.as_mut()) else { continue };
+            if held.sight.at_boot_ns <= at_boot_ns {
+                held.until_boot_ns = held.until_boot_ns.min(at_boot_ns);
+            } else {
+                // What `/proc` has shown since.
+                until_boot_ns = until_boot_ns.min(held.sight.at_boot_ns);
+            }
+        }
+        others.push(slot);
+        if !is_shared {
+            let others = by_pid_ns.entry(spaces.pid).or_default();
+            others.retain(|other| {
+                let held = entries.get(other.index).and_then(|entry| entry.held);
+                held.is_some_and(|held| held.sight.at_boot_ns > at_boot_ns)
+            });
+            others.push(slot);
+        }
+        if let Some(entry) = self.get(slot) {
+            entry.held = Some(Held { sight, until_boot_ns, missed_boot_ns: None });
         }
     }
 
     /// It has no cgroup of its own, and is known by its namespaces alone.
-    pub fn set_spaces_alone(&mut self, slot: Slot, spaces: Spaces, first: u32) {
-        self.set_spaces(slot, spaces, true, first);
+    pub fn set_spaces_alone(&mut self, slot: Slot, sight: Sight) {
+        self.set_spaces(slot, sight, true);
         if let Some(entry) = self.get(slot) {
             entry.spaces_alone = true;
         }
     }
 
     /// A process of the container has exited.
-    pub fn exited(&mut self, slot: Slot, pid: u32) {
-        if self.peek(slot).is_some_and(|entry| entry.first == pid) {
+    pub fn exited(&mut self, slot: Slot, process: ProcessId) {
+        if self.peek(slot).and_then(|entry| entry.held).is_some_and(|held| is_same(held.sight.first, process)) {
             self.leave_spaces(slot);
         }
     }
 
-    /// The container without a cgroup of its own in whose mount namespace this is.
-    pub fn by_spaces_alone(&self, spaces: Spaces) -> Option<Slot> {
-        let slot = *self.by_mount_ns.get(&spaces.mount)?;
-        self.peek(slot)?.spaces_alone.then_some(slot)
+    /// Its first process is gone from `/proc`, and its exit has not been read. Whether it was still there then, as far as can
+    /// be told: what is read next may be the exit, unless it is of a time at which the process was already gone. Then the
+    /// exit was lost.
+    pub fn missed(&mut self, slot: Slot, at_boot_ns: u64, now_boot_ns: u64) -> bool {
+        let Some(held) = self.get(slot).and_then(|entry| entry.held.as_mut()) else { return false };
+        let was_there = at_boot_ns <= *held.missed_boot_ns.get_or_insert(now_boot_ns);
+        if !was_there {
+            self.leave_spaces(slot);
+        }
+        was_there
+    }
+
+    /// By which namespaces its processes were known then.
+    pub fn spaces(&self, slot: Slot, at_boot_ns: u64) -> Option<Spaces> {
+        Some(self.peek(slot)?.held.filter(|held| held.holds(at_boot_ns))?.sight.spaces)
+    }
+
+    /// The container without a cgroup of its own in whose mount namespace this was. Nothing but `/proc` tells of one, and so of
+    /// all the time that its first process has been there.
+    pub fn by_spaces_alone(&self, spaces: Spaces, at_boot_ns: u64) -> Option<Slot> {
+        let is_alone = |slot: &&Slot| {
+            self.peek(**slot)
+                .filter(|entry| entry.spaces_alone)
+                .and_then(|entry| entry.held)
+                .is_some_and(|held| (held.sight.first.start_boot_ns..held.until_boot_ns).contains(&at_boot_ns))
+        };
+        self.by_mount_ns.get(&spaces.mount)?.iter().find(is_alone).copied()
     }
 
     /// Its namespaces may be those of others from now on.
     fn leave_spaces(&mut self, slot: Slot) {
-        let Some(spaces) = self.get(slot).and_then(|entry| entry.spaces.take()) else { return };
-        for (map, inode) in [(&mut self.by_mount_ns, spaces.mount), (&mut self.by_pid_ns, spaces.pid)] {
-            if map.get(&inode) == Some(&slot) {
-                map.remove(&inode);
+        let Some(held) = self.get(slot).and_then(|entry| entry.held.take()) else { return };
+        let Spaces { mount, pid } = held.sight.spaces;
+        for (map, inode) in [(&mut self.by_mount_ns, mount), (&mut self.by_pid_ns, pid)] {
+            if let Some(holders) = map.get_mut(&inode) {
+                holders.retain(|holder| *holder != slot);
+                if holders.is_empty() {
+                    map.remove(&inode);
+                }
             }
         }
     }
 
-    pub fn in_mount_ns(&self, inode: u32) -> Option<Slot> {
-        self.by_mount_ns.get(&inode).copied()
+    /// The container whose mount namespace this was.
+    pub fn in_mount_ns(&self, inode: u32, at_boot_ns: u64) -> Option<Slot> {
+        self.holder(self.by_mount_ns.get(&inode)?, at_boot_ns)
     }
 
-    pub fn in_pid_ns(&self, inode: u32) -> Option<Slot> {
-        self.by_pid_ns.get(&inode).copied()
+    /// The container whose PID namespace this was.
+    pub fn in_pid_ns(&self, inode: u32, at_boot_ns: u64) -> Option<Slot> {
+        self.holder(self.by_pid_ns.get(&inode)?, at_boot_ns)
+    }
+
+    /// The last of them to come by then.
+    fn holder(&self, holders: &[Slot], at_boot_ns: u64) -> Option<Slot> {
+        let held = holders.iter().filter_map(|slot| Some((slot, self.peek(*slot)?.held?)));
+        let then = held.filter(|(_, held)| held.holds(at_boot_ns));
+        then.max_by_key(|(_, held)| held.sight.at_boot_ns).map(|(slot, _)| *slot)
     }
 
     /// Forgets what one of the sources was asked: its answers are lost, or it can be asked from now on.
@@ -373,6 +464,7 @@ mod tests {
         Back(u8),
         Root(u8, u8),
         Spaces(u8, u8),
+        Exited(u8),
         Later(u8),
     }
 
@@ -383,7 +475,8 @@ mod tests {
             id.clone().prop_map(Step::Gone),
             id.clone().prop_map(Step::Back),
             (id.clone(), 0..4_u8).prop_map(|(id, root)| Step::Root(id, root)),
-            (id, 0..4_u8).prop_map(|(id, spaces)| Step::Spaces(id, spaces)),
+            (id.clone(), 0..4_u8).prop_map(|(id, spaces)| Step::Spaces(id, spaces)),
+            id.prop_map(Step::Exited),
             (0..5_u8).prop_map(Step::Later),
         ]
     }
@@ -392,12 +485,16 @@ mod tests {
         format!("{id:064x}")
     }
 
+    fn process(id: u8) -> ProcessId {
+        ProcessId { tgid: id.into(), start_boot_ns: 0 }
+    }
+
     proptest! {
         #[test]
         fn whatever_happens_every_way_to_a_container_leads_to_it(steps in proptest::collection::vec(step(), 0..200)) {
             let grace = Duration::from_secs(3);
             let mut table = Containers::new(NonZeroUsize::new(5).unwrap(), grace);
-            let mut now = Instant::now();
+            let (mut now, mut boot_ns) = (Instant::now(), 7_u64);
             for step in steps {
                 match step {
                     Step::Insert(id) => {
@@ -405,7 +502,7 @@ mod tests {
                             table.insert(Arc::new(Container::of_id(key(id), "docker")), None, now);
                         }
                     }
-                    Step::Gone(id) => table.mark_gone(&key(id), now),
+                    Step::Gone(id) => table.mark_gone(&key(id), now, boot_ns),
                     Step::Back(id) => {
                         if let Some(slot) = table.find(&key(id)) {
                             table.mark_back(slot);
@@ -418,11 +515,20 @@ mod tests {
                     }
                     Step::Spaces(id, inode) => {
                         if let Some(slot) = table.find(&key(id)) {
-                            table.set_spaces(slot, Spaces { mount: inode.into(), pid: inode.into() }, id % 2 == 0, 7);
+                            let spaces = Spaces { mount: inode.into(), pid: inode.into() };
+                            // Seen in `/proc`, or read of late.
+                            let at_boot_ns = if id % 3 == 0 { boot_ns } else { boot_ns.saturating_sub(2) };
+                            table.set_spaces(slot, Sight { spaces, first: process(id), at_boot_ns }, id % 2 == 0);
+                        }
+                    }
+                    Step::Exited(id) => {
+                        if let Some(slot) = table.find(&key(id)) {
+                            table.exited(slot, process(id));
                         }
                     }
                     Step::Later(seconds) => {
                         now += Duration::from_secs(seconds.into());
+                        boot_ns += u64::from(seconds);
                         table.forget_gone(now);
                     }
                 }
@@ -434,9 +540,16 @@ mod tests {
                 for (root, slot) in &table.by_root {
                     prop_assert_eq!(table.peek(*slot).and_then(|entry| entry.told_root.as_ref()), Some(root));
                 }
-                for (inode, slot) in table.by_mount_ns.iter().chain(&table.by_pid_ns) {
-                    let spaces = table.peek(*slot).and_then(|entry| entry.spaces);
-                    prop_assert_eq!(spaces.map(|spaces| spaces.mount), Some(*inode));
+                for (inode, slots) in table.by_mount_ns.iter().chain(&table.by_pid_ns) {
+                    prop_assert!(!slots.is_empty());
+                    for slot in slots {
+                        let held = table.peek(*slot).and_then(|entry| entry.held);
+                        prop_assert_eq!(held.map(|held| held.sight.spaces.mount), Some(*inode));
+                    }
+                }
+                for slots in table.by_mount_ns.values() {
+                    let at = |time| slots.iter().filter(|slot| table.spaces(**slot, time).is_some()).count();
+                    prop_assert!((0..boot_ns + 2).all(|time| at(time) <= 1), "one holder at a time");
                 }
             }
         }

@@ -77,6 +77,13 @@ impl Kin {
         }
     }
 
+    /// A process that has exec'd nothing, as its child tells of it.
+    pub fn remember_fork(&mut self, process: ProcessId, standing: Standing) {
+        if !self.standings.contains(&process) {
+            self.remember(process, standing);
+        }
+    }
+
     pub fn remember_outside(&mut self, process: ProcessId) {
         self.outside.put(process, ());
     }

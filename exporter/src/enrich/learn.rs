@@ -5,10 +5,11 @@ use std::time::Instant;
 
 use super::cgroup;
 use super::container::Container;
-use super::containers::{Asked, Slot, Spaces};
+use super::containers::{Asked, Held, Sight, Slot, Spaces};
 use super::home::Home;
 use super::runtime::{Link, Place, Update};
 use super::{Enricher, How, bit, procfs};
+use crate::clock::boot_ns;
 use crate::event::CgroupPath;
 
 /// How the connection to a source has changed.
@@ -65,7 +66,7 @@ impl Enricher {
                     }
                 }
             }
-            Update::Gone { key } => self.containers.mark_gone(&key, now),
+            Update::Gone { key } => self.containers.mark_gone(&key, now, boot_ns()),
             Update::State(link) => return Applied { change: self.link(source, link), ..Applied::default() },
         }
         Applied::default()
@@ -147,12 +148,14 @@ impl Enricher {
 
     /// Looks at a container's first process, if it is that: where its cgroup and namespaces are, whoever was there before.
     fn look_at(&mut self, slot: Slot, pid: u32) {
+        let at_boot_ns = boot_ns();
         let Some(entry) = self.containers.peek(slot) else { return };
-        if entry.spaces.is_some() && entry.first == pid {
+        let (id, has_cgroup) = (entry.container.id.clone(), entry.container.runtime != "podman");
+        let known = entry.held.filter(Held::is_current);
+        let Some(stat) = procfs::Stat::of(pid) else { return };
+        if known.is_some_and(|held| procfs::is_same(held.sight.first, stat.id(pid))) {
             return;
         }
-        let (id, has_cgroup) = (entry.container.id.clone(), entry.container.runtime != "podman");
-        let Some(stat) = procfs::Stat::of(pid) else { return };
         let Some(cgroups) = procfs::cgroups(pid) else { return };
         let spaces = procfs::namespace(pid, "mnt").zip(procfs::namespace(pid, "pid"));
         // It is still the same process, and no other one of this pid.
@@ -166,11 +169,11 @@ impl Enricher {
         let in_own = roots.iter().any(Option::is_some);
         let slot = if in_own { self.move_home(slot, roots) } else { slot };
         let Some((mount, pid_ns)) = spaces.filter(|(mount, _)| Some(*mount) != self.host_mount) else { return };
-        let spaces = Spaces { mount, pid: pid_ns };
+        let sight = Sight { spaces: Spaces { mount, pid: pid_ns }, first: stat.id(pid), at_boot_ns };
         if in_own || told {
-            self.containers.set_spaces(slot, spaces, true, pid);
+            self.containers.set_spaces(slot, sight, true);
         } else if !has_cgroup && cgroup::resolve(v2, v1).is_none() {
-            self.containers.set_spaces_alone(slot, spaces, pid);
+            self.containers.set_spaces_alone(slot, sight);
         }
     }
 

@@ -108,8 +108,20 @@ impl Stat {
     /// Whether it is this process, and no later one of the same pid.
     #[must_use]
     pub fn is(self, process: ProcessId) -> bool {
-        process.start_boot_ns / TICK_NS * TICK_NS == self.start_ns
+        is_same(self.id(process.tgid), process)
     }
+
+    /// What names the process of this pid, its start in whole ticks.
+    #[must_use]
+    pub fn id(self, pid: u32) -> ProcessId {
+        ProcessId { tgid: pid, start_boot_ns: self.start_ns }
+    }
+}
+
+/// Whether both name one process, where `/proc` may have told of either.
+#[must_use]
+pub fn is_same(one: ProcessId, other: ProcessId) -> bool {
+    one.tgid == other.tgid && one.start_boot_ns / TICK_NS == other.start_boot_ns / TICK_NS
 }
 
 /// Of all processes that `/proc` has.

@@ -3,14 +3,16 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use namespan_ebpf::wire::{CgroupKey, ns};
+use namespan_ebpf::wire::{self, CgroupKey, ns};
 
 use super::cgroup::resolve;
 use super::container::Container;
-use super::containers::{Slot, Spaces};
+use super::containers::{Held, Sight, Slot, Spaces};
 use super::home::Home;
 use super::kin::{Entry, Facts, Standing, Weighed, weigh};
-use super::{Attribution, Enricher, Entered, How, Owner, Resident, procfs};
+use super::procfs::is_same;
+use super::{Attribution, Enricher, Entered, How, Owner, Resident, Unseen, procfs};
+use crate::clock::boot_ns;
 use crate::event::{CgroupPath, Event, Kind, ProcessId};
 
 /// Parents that are looked up for one process.
@@ -37,44 +39,27 @@ impl Enricher {
             return Weighed::Host;
         }
         let id = event.id();
-        let known = |slot: Option<Slot>| slot.and_then(|slot| self.containers.peek(slot)?.spaces);
-        let (claimed_spaces, lineage_spaces) = (known(claimed), known(lineage.map(|standing| standing.slot)));
-        let first = claimed.and_then(|slot| self.containers.peek(slot)).map_or(0, |entry| entry.first);
-        let others = |holder: &Slot| Some(*holder) != claimed;
         let runs_foreign_image = match &event.kind {
             Kind::Exec(_) => false,
             Kind::Exit(exit) => exit.image.is_some_and(|image| self.kin.is_outside(image)),
             Kind::ExecFailed(failed) => failed.image.is_some_and(|image| self.kin.is_outside(image)),
         };
-        // 0: it has none any more.
-        let strange = spaces.mount != 0 && claimed_spaces.is_some_and(|own| own.mount != spaces.mount);
-        let facts = Facts {
-            claimed,
-            claimed_spaces,
-            lineage,
-            lineage_spaces,
-            spaces,
-            parent_mount: event.process.parent_mnt_ns,
-            vpid: event.process.vpid,
-            is_first: first == id.tgid,
-            first_lives: strange && first != id.tgid && claimed.is_some_and(|slot| self.is_of(first, slot)),
-            mount_holder: self.containers.in_mount_ns(spaces.mount).filter(others),
-            shares_pids: spaces.pid == procfs::INIT_PID_NS
-                || self.containers.in_pid_ns(spaces.pid).is_some_and(|holder| others(&holder)),
-            runs_foreign_image,
-        };
+        let facts = self.facts((&event.process, id), claimed, lineage, spaces, runs_foreign_image);
         let weighed = weigh(&facts);
         let Weighed::Of(standing) = weighed else { return weighed };
         match &event.kind {
             Kind::Exec(_) => {
-                if standing.entry == Entry::Init && lineage.is_none() {
-                    self.containers.set_spaces(standing.slot, spaces, facts.vpid != 1, id.tgid);
+                // Who is in the container's namespaces already is its first process, or has lost its parents.
+                let is_news = facts.claimed_spaces != Some(spaces) || facts.is_first || facts.vpid == 1;
+                if standing.entry == Entry::Init && lineage.is_none() && is_news {
+                    let sight = Sight { spaces, first: id, at_boot_ns: event.process.time_boot_ns };
+                    self.containers.set_spaces(standing.slot, sight, facts.vpid != 1);
                 }
                 self.kin.remember(id, standing);
             }
             Kind::Exit(_) => {
                 self.kin.forget(id);
-                self.containers.exited(standing.slot, id.tgid);
+                self.containers.exited(standing.slot, id);
             }
             Kind::ExecFailed(_) => {}
         }
@@ -99,6 +84,10 @@ impl Enricher {
         let above = above.filter(|above| *above != event.id() || self.kin.is_outside(*above));
         let known = above.or(parent)?;
         if let Some(standing) = self.kin.of(known) {
+            // Between the two are only forks, of which nothing else tells once they are gone.
+            if let Some(parent) = parent.filter(|parent| is_exec && *parent != known && *parent != event.id()) {
+                self.kin.remember_fork(parent, standing);
+            }
             return Some(standing).filter(|standing| self.containers.live(standing.slot, now).is_some());
         }
         if above.is_some_and(|above| self.kin.is_outside(above)) {
@@ -113,45 +102,100 @@ impl Enricher {
         let mut residents = Vec::new();
         for pid in procfs::pids().into_iter().flatten() {
             let Some(stat) = procfs::Stat::of(pid) else { continue };
-            let container = match self.in_proc(pid, stat, now) {
+            let (container, by_cgroup) = match self.in_proc(pid, stat, now) {
                 Found::Inside(standing) => {
                     self.kin.remember_elder(pid, stat, standing);
-                    self.containers.peek(standing.slot).map(|entry| Arc::clone(&entry.container))
+                    let container = self.containers.peek(standing.slot).map(|entry| Arc::clone(&entry.container));
+                    (container, self.is_at_home_in(pid, standing.slot, now))
                 }
-                Found::Outside => None,
+                Found::Outside => (None, true),
                 Found::Nothing => continue,
             };
-            residents.push(Resident { pid, stat, container });
+            residents.push(Resident { pid, stat, container, by_cgroup });
         }
         residents
     }
 
-    /// Whose a process is of which nothing is known but its ids: by where it or its parent stands, else by its cgroup.
-    pub fn whose(
-        &mut self,
-        process: ProcessId,
-        parent: Option<ProcessId>,
-        cgroup: CgroupKey,
-        now: Instant,
-    ) -> Attribution {
-        let standing = [Some(process), parent].into_iter().flatten().find_map(|process| {
+    /// Whether a process's own cgroup is that of a container, and not of another one that it has moved to.
+    fn is_at_home_in(&mut self, pid: u32, slot: Slot, now: Instant) -> bool {
+        let Some(cgroups) = procfs::cgroups(pid) else { return false };
+        let home = self.find_home(CgroupPath(&cgroups.v2), CgroupPath(&cgroups.v1), false, now);
+        matches!(home, Home::Container { slot: own, .. } if own == slot)
+    }
+
+    /// Whose a process is of which nothing is known but its ids: by where it or its parent stands, else by its cgroup, as far
+    /// as its namespaces are those of that container.
+    pub fn whose(&mut self, unseen: &Unseen<'_>, now: Instant) -> Attribution {
+        let Unseen { process, id, parent } = *unseen;
+        let lineage = [Some(id), parent].into_iter().flatten().find_map(|process| {
             let known = self.kin.of(process);
             known.or_else(|| if self.kin.is_outside(process) { None } else { self.look_up(process, now) })
         });
-        let by_cgroup = || match self.cgroups.peek(&cgroup) {
+        let lineage = lineage.filter(|standing| self.containers.live(standing.slot, now).is_some());
+        let cgroup = CgroupKey { v2: process.cgroup_id, v1: process.cgroup_v1_id };
+        let claimed = match self.cgroups.peek(&cgroup) {
             Some(Home::Container { slot, .. }) => Some(*slot),
             Some(Home::Host(_) | Home::Unclaimed { .. } | Home::Claim { .. } | Home::Contradicted { .. }) | None => {
                 None
             }
         };
-        let slot = standing.map(|standing| standing.slot).or_else(by_cgroup);
-        let live = slot.filter(|slot| self.containers.live(*slot, now).is_some());
-        let (owner, how) = match live {
-            Some(slot) => self.described(slot),
-            None => (Owner::Host(None), How::None),
+        let claimed = claimed.filter(|slot| self.containers.live(*slot, now).is_some());
+        let spaces = Spaces { mount: process.namespaces[ns::MNT], pid: process.namespaces[ns::PID] };
+        let facts = self.facts((process, id), claimed, lineage, spaces, false);
+        let standing = match weigh(&facts) {
+            Weighed::Of(standing) => standing,
+            Weighed::Host => return Attribution::plain(Owner::Host(None), How::None),
+            Weighed::Refused => {
+                let named = claimed.and_then(|slot| self.containers.peek(slot));
+                let named = named.map(|entry| entry.container.id.as_str().into());
+                return Attribution { claimed: named, ..Attribution::plain(Owner::Host(None), How::Contradicted) };
+            }
         };
-        let entry = standing.map(|standing| standing.entry);
-        Attribution { owner, how, entry, entered: None, claimed: None, nested: None }
+        let (owner, how) = self.described(standing.slot);
+        let moved = claimed.is_some_and(|claimed| claimed != standing.slot);
+        let how = if moved { How::Lineage } else { how };
+        Attribution { entry: Some(standing.entry), ..Attribution::plain(owner, how) }
+    }
+
+    /// What is weighed of a process.
+    fn facts(
+        &mut self,
+        (process, id): (&wire::Process, ProcessId),
+        claimed: Option<Slot>,
+        lineage: Option<Standing>,
+        spaces: Spaces,
+        runs_foreign_image: bool,
+    ) -> Facts {
+        let at = process.time_boot_ns;
+        let known = |slot: Option<Slot>| slot.and_then(|slot| self.containers.spaces(slot, at));
+        let (claimed_spaces, lineage_spaces) = (known(claimed), known(lineage.map(|standing| standing.slot)));
+        let first = claimed.and_then(|slot| self.containers.peek(slot)?.held).map(|held| held.sight.first);
+        let is_first = first.is_some_and(|first| is_same(first, id));
+        let others = |holder: &Slot| Some(*holder) != claimed;
+        // 0: it has none any more.
+        let strange = spaces.mount != 0 && claimed_spaces.is_some_and(|own| own.mount != spaces.mount);
+        Facts {
+            claimed,
+            claimed_spaces,
+            lineage,
+            lineage_spaces,
+            spaces,
+            parent_mount: process.parent_mnt_ns,
+            vpid: process.vpid,
+            is_first,
+            first_lives: strange && !is_first && claimed.is_some_and(|slot| self.first_lived(slot, at)),
+            mount_holder: self.containers.in_mount_ns(spaces.mount, at).filter(others),
+            shares_pids: spaces.pid == procfs::INIT_PID_NS
+                || self.containers.in_pid_ns(spaces.pid, at).is_some_and(|holder| others(&holder)),
+            runs_foreign_image,
+        }
+    }
+
+    /// The first process of a container, by which that is known; `None` too where it has no cgroup of its own.
+    #[must_use]
+    pub fn first_of(&self, key: &str) -> Option<u32> {
+        let entry = self.containers.peek(self.containers.find(key)?)?;
+        entry.held.filter(|held| held.is_current() && !entry.spaces_alone).map(|held| held.sight.first.tgid)
     }
 
     /// A container as it is known by now.
@@ -183,9 +227,18 @@ impl Enricher {
 
     /// By `/proc`, a process is of the outermost container that its parents are in.
     fn in_proc(&mut self, mut pid: u32, mut stat: procfs::Stat, now: Instant) -> Found {
-        let mut top = None;
-        for _ in 0..PARENTS {
+        let (mut top, mut left) = (None, PARENTS);
+        loop {
+            // Whose it is stands further up: here it may have chosen its cgroup.
+            if left == 0 {
+                return Found::Nothing;
+            }
+            left -= 1;
             let Some(cgroups) = procfs::cgroups(pid) else { return Found::Nothing };
+            // Whoever has this pid now may not be who had it.
+            if !procfs::Stat::of(pid).is_some_and(|now| now.is_same(stat)) {
+                return Found::Nothing;
+            }
             let (v2, v1) = (CgroupPath(&cgroups.v2), CgroupPath(&cgroups.v1));
             if resolve(v2, v1).is_none() && self.containers.under_root(v2).or(self.containers.under_root(v1)).is_none()
             {
@@ -193,24 +246,33 @@ impl Enricher {
             }
             top = Some((pid, cgroups));
             pid = stat.parent;
-            let Some(parent) = procfs::Stat::of(pid) else { break };
+            if pid == 0 {
+                break;
+            }
+            // Gone meanwhile: its child is another's by now.
+            let Some(parent) = procfs::Stat::of(pid) else { return Found::Nothing };
             stat = parent;
         }
         let Some((first, cgroups)) = top else { return Found::Outside };
         let home = self.find_home(CgroupPath(&cgroups.v2), CgroupPath(&cgroups.v1), true, now);
         let Home::Container { slot, .. } = home else { return Found::Nothing };
+        // An orphan may have moved into that cgroup.
+        let own = self.containers.peek(slot).and_then(|entry| entry.held).filter(Held::is_current);
+        if own.is_some_and(|own| procfs::namespace(first, "mnt") != Some(own.sight.spaces.mount)) {
+            return Found::Nothing;
+        }
         let is_init =
             procfs::innermost_pid(first) == Some(1) || procfs::namespace(first, "pid") == Some(procfs::INIT_PID_NS);
         Found::Inside(Standing { slot, entry: if is_init { Entry::Init } else { Entry::Exec } })
     }
 
-    /// Whether a process is there, and in the container's own cgroup.
-    fn is_of(&self, pid: u32, slot: Slot) -> bool {
-        let Some(cgroups) = procfs::cgroups(pid).filter(|_| pid != 0) else { return false };
-        let (v2, v1) = (CgroupPath(&cgroups.v2), CgroupPath(&cgroups.v1));
-        let id = self.containers.peek(slot).map(|entry| entry.container.id.as_str());
-        resolve(v2, v1).map(|found| found.id) == id
-            || [v2, v1].into_iter().any(|path| self.containers.under_root(path) == Some(slot))
+    /// Whether the process by which a container is known was still there then. Its exit has not been read; where exits are
+    /// told of, they are read in their order, and it is only asked for one that may have been lost.
+    fn first_lived(&mut self, slot: Slot, at_boot_ns: u64) -> bool {
+        let Some(held) = self.containers.peek(slot).and_then(|entry| entry.held) else { return false };
+        let first = held.sight.first;
+        let is_there = procfs::Stat::of(first.tgid).is_some_and(|stat| stat.is(first));
+        is_there || (self.exits && self.containers.missed(slot, at_boot_ns, boot_ns()))
     }
 
     /// How the process came to be where it is, and whose namespaces it has joined.
@@ -224,11 +286,12 @@ impl Enricher {
             return (Some(Entry::Setup), None);
         }
         let slot = standing.map(|standing| standing.slot);
-        let own = slot.and_then(|slot| self.containers.peek(slot)?.spaces);
+        let at = event.process.time_boot_ns;
+        let own = slot.and_then(|slot| self.containers.spaces(slot, at));
         let others = |holder: Option<Slot>| holder.filter(|holder| Some(*holder) != slot);
         let pid_ns = Some(spaces.pid).filter(|pid| own.is_none_or(|own| own.pid != *pid));
-        let mount_of = others(self.containers.in_mount_ns(spaces.mount));
-        let pids_of = others(pid_ns.and_then(|pid| self.containers.in_pid_ns(pid)));
+        let mount_of = others(self.containers.in_mount_ns(spaces.mount, at));
+        let pids_of = others(pid_ns.and_then(|pid| self.containers.in_pid_ns(pid, at)));
         let is_hosts = slot.is_some()
             && (Some(spaces.mount) == self.host_mount || (own.is_some() && pid_ns == Some(procfs::INIT_PID_NS)));
         if is_hosts {

@@ -4,6 +4,7 @@ use zerocopy::FromZeros;
 
 use namespan_ebpf::wire;
 
+use super::containers::Sight;
 use super::runtime::{Link, Place, Update};
 use super::*;
 use crate::config::Runtimes;
@@ -329,4 +330,201 @@ fn restarts_for_ever_take_no_more_memory() {
         docker.apply(Update::Gone { key: id(1) });
     }
     assert!(docker.enricher.containers.marks() <= 9);
+}
+
+/// Records that are read late, with times of the boot clock.
+mod late {
+    use super::*;
+    use crate::event::{Args, EnvContext, Exec, ProcessId};
+
+    const HOST_MOUNT: u32 = 1;
+    const MOUNT: u32 = 77;
+    /// No process has this pid.
+    const NOBODY: u32 = 0x7fff_fff0;
+
+    /// A process that exec's in the cgroup of a container.
+    #[derive(Clone, Copy)]
+    struct Program {
+        /// Of the cgroup.
+        container: u64,
+        tgid: u32,
+        vpid: u32,
+        mount: u32,
+        parent_mount: u32,
+        /// The nearest that has exec'd, if the kernel has found it, and the parent.
+        ancestor: Option<ProcessId>,
+        parent: ProcessId,
+        at: u64,
+    }
+
+    fn process(tgid: u32) -> ProcessId {
+        // After the start, so that whoever is not known to be inside is outside.
+        ProcessId { tgid, start_boot_ns: u64::MAX / 2 }
+    }
+
+    /// As a runtime starts it.
+    fn first(container: u64, tgid: u32, at: u64) -> Program {
+        let shim = process(9000);
+        Program {
+            container,
+            tgid,
+            vpid: 1,
+            mount: MOUNT,
+            parent_mount: HOST_MOUNT,
+            ancestor: Some(shim),
+            parent: shim,
+            at,
+        }
+    }
+
+    fn fields(tgid: u32, mount: u32, at: u64) -> wire::Process {
+        let mut fields = wire::Process::new_zeroed();
+        (fields.tgid, fields.start_boot_ns) = (tgid, process(tgid).start_boot_ns);
+        fields.time_boot_ns = at;
+        fields.namespaces[ns::MNT] = mount;
+        fields.namespaces[ns::PID] = mount + 1000;
+        fields
+    }
+
+    /// The key of the container that it is told as, if any.
+    fn of(enricher: &mut Enricher, event: &Event<'_>) -> (Option<String>, How) {
+        let stand = enricher.stand(event, Instant::now());
+        let attribution = enricher.settle(&stand);
+        match attribution.owner {
+            Owner::Container(container) => (Some(container.id.clone()), attribution.how),
+            Owner::Host(_) => (None, attribution.how),
+        }
+    }
+
+    fn exec(enricher: &mut Enricher, exec: Program) -> (Option<String>, How) {
+        let mut process = fields(exec.tgid, exec.mount, exec.at);
+        (process.vpid, process.parent_mnt_ns) = (exec.vpid, exec.parent_mount);
+        (process.parent_tgid, process.parent_start_boot_ns) = (exec.parent.tgid, exec.parent.start_boot_ns);
+        process.cgroup_id = exec.container + 100;
+        let path = path(exec.container);
+        let args = Args { head: b"", tail: b"", len: 0, argc: 0 };
+        let env = EnvContext::default();
+        let kind = Kind::Exec(Exec { path: b"/bin/true", script: b"", args, ancestor: exec.ancestor, env });
+        let (cgroup, cgroup_v1) = (CgroupPath(&path), CgroupPath(b""));
+        of(enricher, &Event { process, nodename: b"", tty: b"", cgroup, cgroup_v1, kind })
+    }
+
+    fn exit(enricher: &mut Enricher, container: u64, tgid: u32, at: u64) -> (Option<String>, How) {
+        let path = path(container);
+        let process = wire::Process { cgroup_id: container + 100, ..fields(tgid, 0, at) };
+        of(enricher, &Event { process, ..event(0, &path) })
+    }
+
+    fn enricher() -> Enricher {
+        let mut enricher = Enricher::new(&config(8), Vec::new());
+        for (number, name) in [(1, "one"), (2, "two")] {
+            enricher.apply(0, known(number, name), Instant::now());
+        }
+        enricher
+    }
+
+    /// What `/proc` shows of a container's first process.
+    fn seen_in_proc(enricher: &mut Enricher, container: u64, first: ProcessId, at_boot_ns: u64) {
+        let slot = enricher.containers.find(&id(container)).unwrap();
+        let spaces = Spaces { mount: MOUNT, pid: MOUNT + 1000 };
+        enricher.containers.set_spaces(slot, Sight { spaces, first, at_boot_ns }, true);
+    }
+
+    #[test]
+    fn a_namespace_s_number_that_is_another_container_s_by_now_was_not_its_before() {
+        let mut enricher = enricher();
+        seen_in_proc(&mut enricher, 2, process(20), 200);
+        assert_eq!(exec(&mut enricher, first(1, 10, 100)).0, Some(id(1)));
+        let child = Program { vpid: 2, parent_mount: MOUNT, ancestor: None, ..first(1, 11, 110) };
+        assert_eq!(exec(&mut enricher, child).0, Some(id(1)));
+        assert_eq!(exit(&mut enricher, 1, 10, 120).0, Some(id(1)));
+        assert_eq!(exec(&mut enricher, first(2, 20, 150)).0, Some(id(2)));
+        // Of nobody's parents, in the first one's cgroup.
+        let orphan = Program { vpid: 2, parent_mount: 0, ancestor: None, ..first(1, 21, 210) };
+        assert_eq!(exec(&mut enricher, orphan).0, Some(id(2)));
+    }
+
+    #[test]
+    fn a_container_that_ended_before_its_records_are_read_is_known_by_its_namespaces_until_then() {
+        let (before, mut enricher) = (boot_ns(), enricher());
+        assert_eq!(exec(&mut enricher, first(1, 10, before)).0, Some(id(1)));
+        enricher.apply(0, Update::Gone { key: id(1) }, Instant::now());
+        let moved = Program { vpid: 2, parent_mount: 0, ancestor: None, ..first(2, 11, before + 1) };
+        assert_eq!(exec(&mut enricher, moved), (Some(id(1)), How::Lineage));
+        let later = Program { tgid: 12, at: boot_ns(), ..moved };
+        assert_eq!(exec(&mut enricher, later), (Some(id(2)), How::RuntimeEvent));
+    }
+
+    #[test]
+    fn a_first_process_whose_exit_is_yet_to_be_read_was_there() {
+        let (before, mut enricher) = (boot_ns(), enricher());
+        exit(&mut enricher, 2, 5, before);
+        assert_eq!(exec(&mut enricher, first(1, NOBODY, before)).0, Some(id(1)));
+        let stranger = Program { mount: 99, ..first(1, 11, before + 1) };
+        assert_eq!(exec(&mut enricher, stranger), (None, How::Contradicted));
+        exit(&mut enricher, 1, NOBODY, before + 2);
+        let again = Program { mount: 98, ..first(1, 12, before + 3) };
+        assert_eq!(exec(&mut enricher, again).0, Some(id(1)), "started again");
+    }
+
+    #[test]
+    fn a_first_process_whose_exit_was_lost_is_missed_once() {
+        let (before, mut enricher) = (boot_ns(), enricher());
+        exit(&mut enricher, 2, 5, before);
+        assert_eq!(exec(&mut enricher, first(1, NOBODY, before)).0, Some(id(1)));
+        let stranger = Program { mount: 99, ..first(1, 11, before + 1) };
+        assert_eq!(exec(&mut enricher, stranger), (None, How::Contradicted));
+        let again = Program { mount: 98, ..first(1, 12, boot_ns()) };
+        assert_eq!(exec(&mut enricher, again).0, Some(id(1)));
+    }
+
+    #[test]
+    fn whoever_has_the_first_process_s_pid_by_now_is_not_it() {
+        let mut enricher = enricher();
+        let own = std::process::id();
+        let stat = procfs::Stat::of(own).unwrap();
+        seen_in_proc(&mut enricher, 1, stat.id(own), 10);
+        let stranger = Program { mount: 99, ..first(1, 11, 20) };
+        assert_eq!(exec(&mut enricher, stranger), (None, How::Contradicted), "we are there");
+        // Nobody tells of exits, and this is another process.
+        seen_in_proc(&mut enricher, 1, process(own), 30);
+        assert_eq!(exec(&mut enricher, Program { at: 40, ..stranger }).0, Some(id(1)));
+    }
+
+    #[test]
+    fn a_parent_that_has_exec_d_nothing_is_known_by_its_other_children() {
+        let (before, mut enricher) = (boot_ns(), enricher());
+        assert_eq!(exec(&mut enricher, first(1, 10, before)).0, Some(id(1)));
+        let fork = process(NOBODY);
+        let child = Program { ancestor: Some(process(10)), parent: fork, vpid: 3, ..first(1, 12, before + 1) };
+        assert_eq!(exec(&mut enricher, child).0, Some(id(1)));
+        let moved = Program { ancestor: None, parent: fork, mount: 99, vpid: 4, ..first(2, 13, before + 2) };
+        assert_eq!(exec(&mut enricher, moved), (Some(id(1)), How::Lineage));
+    }
+}
+
+#[test]
+fn an_unseen_process_is_its_cgroup_s_only_as_far_as_its_namespaces_are() {
+    let mut docker = docker(4, 4);
+    for number in [1, 2] {
+        docker.attribute(number);
+        docker.apply(known(number, &format!("c{number}")));
+        let slot = docker.enricher.containers.find(&named(number, "").key()).unwrap();
+        let inode = u32::try_from(number).unwrap();
+        let spaces = Spaces { mount: 10 + inode, pid: 20 + inode };
+        let first = ProcessId { tgid: u32::MAX, start_boot_ns: 0 };
+        docker.enricher.containers.set_spaces(slot, Sight { spaces, first, at_boot_ns: 0 }, false);
+    }
+    let mut whose = |mount, pid| {
+        let mut process = wire::Process::new_zeroed();
+        (process.cgroup_id, process.tgid, process.vpid, process.parent_mnt_ns) = (101, 7, 7, mount);
+        (process.namespaces[ns::MNT], process.namespaces[ns::PID]) = (mount, pid);
+        let id = ProcessId { tgid: 7, start_boot_ns: u64::MAX };
+        let attribution = docker.enricher.whose(&Unseen { process: &process, id, parent: None }, docker.now);
+        let Owner::Container(container) = attribution.owner else { panic!("{attribution:?}") };
+        (container.name.clone().unwrap(), attribution.how)
+    };
+    assert_eq!(whose(11, 21), ("c1".to_owned(), How::RuntimeEvent));
+    // Its cgroup alone would say that it is the first's.
+    assert_eq!(whose(12, 22), ("c2".to_owned(), How::Lineage));
 }

@@ -22,7 +22,9 @@ fn below(watch: &mut Watch, script: &str) -> (Told, Told) {
 #[test]
 fn the_nearest_process_above_that_has_execd_is_found_through_forks() {
     let Some(mut watch) = Watch::default() else { return };
+    let deep = format!("{}CHILD{}", "(".repeat(25), "; true)".repeat(25));
     for (script, direct) in [
+        (deep.as_str(), true),
         ("CHILD; true", true),
         ("(CHILD; true); true", true),
         ("( ( ( (CHILD; true); true); true); true); true", true),
