@@ -155,6 +155,15 @@ pub struct Probes {
     pub filters: Filters,
 }
 
+impl Probes {
+    /// Whether the programs have to be loaded anew for these.
+    #[must_use]
+    pub fn loads_other_than(&self, loaded: &Self) -> bool {
+        // How long a record may wait is the reader's alone.
+        Self { ring_delay: self.ring_delay, ..loaded.clone() } != *self
+    }
+}
+
 impl Default for Probes {
     fn default() -> Self {
         Self {
@@ -521,4 +530,24 @@ pub enum Compression {
     None,
     Gzip,
     Zstd,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn programs_are_loaded_anew_for_all_but_the_readers_own() {
+        let loaded = Probes::default();
+        let of = |change: fn(&mut Probes)| {
+            let mut probes = Probes::default();
+            change(&mut probes);
+            assert_ne!(probes, loaded);
+            probes.loads_other_than(&loaded)
+        };
+        assert!(!of(|probes| probes.ring_delay = Duration::from_secs(1)));
+        assert!(of(|probes| probes.ring_bytes = 4096));
+        assert!(of(|probes| (probes.ring_delay, probes.exits) = (Duration::from_secs(1), false)));
+        assert!(of(|probes| probes.filters.uids = vec![1]));
+    }
 }

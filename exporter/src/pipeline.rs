@@ -48,6 +48,8 @@ const TURN: usize = 4096;
 const LAST_METRICS: Duration = Duration::from_secs(1);
 /// Most that a program which was running when it was detached still takes.
 const REST: Duration = Duration::from_millis(200);
+/// Most that what lies in the rings at the end takes: by then nothing is added.
+const LAST_READ: Duration = Duration::from_secs(2);
 /// As long as there are uprobes: a container has to be seen before it can be probed.
 const PROBED: Duration = Duration::from_millis(20);
 /// What systemd is told while all is well.
@@ -171,9 +173,9 @@ impl Pipeline {
             self.work.places = Some(prober.places.clone());
             uprobing.end(prober).await;
         }
-        self.read_rest().await;
+        self.read_rest(LAST_READ).await;
         let counted = self.counted();
-        let Self { attached, mut work, uprobing, telemetry, .. } = self;
+        let Self { attached, mut work, mut uprobing, telemetry, .. } = self;
         drop(attached);
         let hits = uprobing.as_ref().map(Uprobing::totals);
         work.finish(counted.as_ref().ok(), hits);
@@ -192,6 +194,10 @@ impl Pipeline {
             let left = work.drain.saturating_sub(began.elapsed());
             telemetry.finish(left.max(work.drain.min(LAST_METRICS))).await;
         }
+        if let Some(uprobing) = &mut uprobing {
+            uprobing.ended().await;
+        }
+        let hits = uprobing.as_ref().map(Uprobing::totals);
         let counted = counted.unwrap_or_else(|error| {
             tracing::error!(%error, "the kernel's counters can't be read");
             Counted::default()
@@ -200,14 +206,15 @@ impl Pipeline {
     }
 
     /// Reads until all is read that was ever written: a program may still have been running when it was detached.
-    async fn read_rest(&mut self) {
-        let deadline = Instant::now() + REST;
+    async fn read_rest(&mut self, most: Duration) {
+        let began = Instant::now();
+        let (rest, deadline) = (began + REST, began + most);
         loop {
             // For as long as it takes: what hits meanwhile must not hold it up for ever.
             while self.turn() == TURN && Instant::now() < deadline {}
             let written = self.counted().map_or(0, |counted| counted.sum(Counter::Delivered));
             let hits = self.uprobing.as_ref().map_or(0, |uprobing| uprobing.totals().of("delivered"));
-            if (self.work.read >= written && self.work.hits >= hits) || Instant::now() > deadline {
+            if (self.work.read >= written && self.work.hits >= hits) || Instant::now() > rest {
                 return;
             }
             tokio::task::yield_now().await;
@@ -235,6 +242,10 @@ impl Pipeline {
             return;
         }
         self.looked = Some(now);
+        if self.work.logs.settle() | self.work.spans.lane.settle() {
+            self.tell_shipped();
+        }
+        self.work.look_again();
         let condition = self.work.condition();
         self.lifecycle.status(condition.obstacles().first().map_or(WATCHING, String::as_str));
         if let Some(telemetry) = &self.telemetry {

@@ -23,7 +23,7 @@ pub(crate) use batch::PREFIX_LEN;
 pub use batch::{Batch, SealError};
 pub use class::Class;
 pub(crate) use counters::GRPC_CODES;
-pub use counters::{Answer, Counters, Reason, Snapshot, Spooled};
+pub use counters::{Answer, Counters, Fault, Reason, Snapshot, Spooled};
 pub use in_flight::InFlight;
 pub use spool::SpoolError;
 use waiting::{Phase, STALL, Stored, Waiting};

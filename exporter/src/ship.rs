@@ -27,7 +27,7 @@ use tonic::transport::Channel;
 use url::Url;
 
 use crate::config::{Compression, Export, Protocol, Signal};
-use crate::queue::{Batch, Queue};
+use crate::queue::{Answer, Batch, Queue};
 use destination::Destination;
 use grpc::{Grpc, Route};
 use http::Http;
@@ -74,9 +74,11 @@ impl Shipper {
         }
     }
 
-    /// Another way to ship, ready to be taken. Within a tokio runtime only.
-    pub fn prepare(&self, export: &Export) -> Result<Replacement, ShipError> {
-        self.destination.prepare(export).map(Replacement)
+    /// What makes another way to ship, ready to be taken. It reads files: call it where that may take a while, within a tokio
+    /// runtime only.
+    pub fn prepare(&self, export: &Export) -> impl FnOnce() -> Result<Replacement, ShipError> + Send + 'static {
+        let (destination, export) = (Arc::clone(&self.destination), export.clone());
+        move || destination.prepare(&export).map(Replacement)
     }
 
     /// Ships that way from now on. Requests under way end as they began; all that waits, be it for a retry, is tried at once
@@ -102,20 +104,45 @@ impl Shipper {
 #[derive(Debug)]
 pub struct Replacement(Arc<Link>);
 
-/// Ships what is in the queue, of whatever signal it is. Within a tokio runtime only.
-pub fn spawn(export: &Export, queue: Arc<Queue>) -> Result<Shipper, ShipError> {
-    spawn_at(export, queue, Pace::default(), Proxies::from_env())
+/// What could ship from a queue, and does not yet.
+#[derive(Debug)]
+pub struct Idle {
+    destination: Destination,
+    workers: usize,
 }
 
+impl Idle {
+    /// For what is in the queue, of whatever signal it is. Reads files. Within a tokio runtime only.
+    pub fn new(export: &Export, queue: Arc<Queue>) -> Result<Self, ShipError> {
+        Self::at(export, queue, Pace::default(), Proxies::from_env())
+    }
+
+    fn at(export: &Export, queue: Arc<Queue>, pace: Pace, proxies: Proxies) -> Result<Self, ShipError> {
+        let workers = in_flight(&queue);
+        Ok(Self { destination: Destination::new(export, queue, pace, proxies)?, workers })
+    }
+
+    /// Ships from now on. Within a tokio runtime only.
+    #[must_use]
+    pub fn start(self) -> Shipper {
+        let destination = Arc::new(self.destination);
+        let working = Arc::clone(&destination);
+        let task = tokio::spawn(async move {
+            let workers = std::iter::repeat_with(|| working.work()).take(self.workers);
+            futures_util::future::join_all(workers).await;
+        });
+        Shipper { destination, task }
+    }
+}
+
+/// Ships what is in the queue, of whatever signal it is. Within a tokio runtime only.
+pub fn spawn(export: &Export, queue: Arc<Queue>) -> Result<Shipper, ShipError> {
+    Ok(Idle::new(export, queue)?.start())
+}
+
+#[cfg(test)]
 fn spawn_at(export: &Export, queue: Arc<Queue>, pace: Pace, proxies: Proxies) -> Result<Shipper, ShipError> {
-    let workers = in_flight(&queue);
-    let destination = Arc::new(Destination::new(export, queue, pace, proxies)?);
-    let working = Arc::clone(&destination);
-    let task = tokio::spawn(async move {
-        let workers = std::iter::repeat_with(|| working.work()).take(workers);
-        futures_util::future::join_all(workers).await;
-    });
-    Ok(Shipper { destination, task })
+    Ok(Idle::at(export, queue, pace, proxies)?.start())
 }
 
 /// Whether the endpoint can be reached, proxy and TLS included. No telemetry is sent, not even an empty request.
@@ -183,7 +210,8 @@ impl Transport {
         })
     }
 
-    async fn send(&self, batch: &Batch) -> Outcome {
+    /// What came of it, and what was answered, if anything was.
+    async fn send(&self, batch: &Batch) -> (Outcome, Option<Answer>) {
         match self {
             Self::Grpc(grpc) => grpc.send(batch).await,
             Self::Http(http) => http.send(batch).await,

@@ -8,10 +8,11 @@ mod process;
 mod prometheus;
 mod server;
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use opentelemetry::{InstrumentationScope, KeyValue, metrics::MeterProvider as _};
+use opentelemetry::metrics::{Histogram, MeterProvider as _};
+use opentelemetry::{InstrumentationScope, KeyValue};
 use opentelemetry_otlp::ExporterBuildError;
 use opentelemetry_proto::tonic::common::v1::any_value::Value;
 use opentelemetry_sdk::Resource;
@@ -23,13 +24,14 @@ use tokio::sync::oneshot;
 use crate::attach::Counted;
 use crate::config::{Config, Export, Protocol, Signal};
 use crate::enrich::Stats;
+use crate::lock::lock;
 use crate::model::resource::{Host, Subject, encode_resource};
 use crate::model::semconv;
 use crate::processes;
-use crate::queue::Queue;
+use crate::queue::{Depth, Queue, Snapshot};
 use crate::ship::ShipError;
 use crate::uprobe::follow::Totals;
-use exporter::Exporter;
+use exporter::{Exporter, Way};
 pub use health::{Condition, Delivery, State};
 use prometheus::Scrape;
 use server::Server;
@@ -81,8 +83,31 @@ pub struct Reloads {
 #[derive(Debug)]
 pub struct Telemetry {
     shared: Arc<Shared>,
+    durations: Histogram<f64>,
     provider: Option<SdkMeterProvider>,
+    /// Where metrics are exported to, and what does so.
+    exporter: Option<(Export, Exporter)>,
     server: Option<Server>,
+}
+
+/// Another way for metrics to go, and what is to be read for it.
+pub struct Plan {
+    export: Export,
+    interval: Duration,
+}
+
+/// Another way for metrics to go, ready to be taken.
+pub struct Prepared {
+    export: Export,
+    way: Way,
+}
+
+impl Plan {
+    /// Reads files: may take a while. Within a tokio runtime only.
+    pub fn open(self) -> Result<Prepared, TelemetryError> {
+        let way = Way::new(&self.export, self.interval)?;
+        Ok(Prepared { export: self.export, way })
+    }
 }
 
 #[derive(Debug)]
@@ -100,6 +125,10 @@ struct Shared {
 pub struct Shipped {
     pub destination: String,
     pub queue: Arc<Queue>,
+    /// Of the same name, closed and not settled, the last first: the destination had left, and came back.
+    pub earlier: Vec<Arc<Queue>>,
+    /// What became of all in those of the same name that are settled.
+    pub gone: Snapshot,
     pub protocol: Protocol,
     /// Host and port of the endpoint, or the path of its socket.
     pub server: (String, Option<u16>),
@@ -115,10 +144,29 @@ impl Shipped {
         Self {
             destination: destination.to_owned(),
             queue: Arc::clone(queue),
+            earlier: Vec::new(),
+            gone: Snapshot::default(),
             protocol: export.protocol,
             server: (address.unwrap_or(endpoint.path()).to_owned(), endpoint.port_or_known_default()),
             max_bytes,
         }
+    }
+
+    /// Of all queues that there were of this name.
+    fn counters(&self) -> Snapshot {
+        let earlier = self.earlier.iter().map(|queue| queue.counters().snapshot());
+        let sum = self.queue.counters().snapshot();
+        earlier.fold(sum, |sum, earlier| sum.and(&earlier)).and(&self.gone)
+    }
+
+    /// What waits in memory.
+    fn depth(&self) -> Depth {
+        let waiting = self.earlier.iter().map(|queue| queue.depth());
+        waiting.fold(self.queue.depth(), |sum, depth| Depth {
+            bytes: sum.bytes + depth.bytes,
+            records: sum.records + depth.records,
+            ..sum
+        })
     }
 }
 
@@ -128,10 +176,12 @@ impl Telemetry {
         if config.metrics.is_none() && config.listen.is_none() {
             return Ok(None);
         }
-        let shared = Arc::new(Shared::new(shipped));
+        let shared = Arc::new(Shared::new());
         let mut provider = SdkMeterProvider::builder().with_resource(resource(&Host::detect(), config));
+        let mut exports_to = None;
         if let Some(metrics) = &config.metrics {
-            let exporter = Exporter::new(&metrics.export, metrics.interval)?;
+            let exporter = Exporter::new(Way::new(&metrics.export, metrics.interval)?);
+            exports_to = Some((metrics.export.clone(), exporter.clone()));
             provider = provider.with_reader(PeriodicReader::builder(exporter).with_interval(metrics.interval).build());
         }
         let mut server = None;
@@ -144,8 +194,10 @@ impl Telemetry {
             server = Some(bound);
         }
         let provider = provider.build();
-        instruments::register(&provider.meter_with_scope(scope()), &shared);
-        Ok(Some(Self { shared, provider: Some(provider), server }))
+        let durations = instruments::register(&provider.meter_with_scope(scope()), &shared);
+        let telemetry = Self { shared, durations, provider: Some(provider), exporter: exports_to, server };
+        telemetry.ship(shipped);
+        Ok(Some(telemetry))
     }
 
     /// Where metrics and health are served.
@@ -156,7 +208,23 @@ impl Telemetry {
 
     /// What is shipped has changed.
     pub fn ship(&self, shipped: Vec<Shipped>) {
+        instruments::time(&self.durations, &shipped);
         *lock(&self.shared.shipped) = shipped;
+    }
+
+    /// `None`: metrics go where they went.
+    #[must_use]
+    pub fn plan(&self, config: &Config) -> Option<Plan> {
+        let ((known, _), metrics) = (self.exporter.as_ref()?, config.metrics.as_ref()?);
+        (*known != metrics.export).then(|| Plan { export: metrics.export.clone(), interval: metrics.interval })
+    }
+
+    /// Metrics go this way from now on.
+    pub fn export(&mut self, Prepared { export, way }: Prepared) {
+        if let Some((known, exporter)) = &mut self.exporter {
+            *known = export;
+            exporter.replace(way);
+        }
     }
 
     /// The pipeline goes on, whatever else can be said of it.
@@ -202,13 +270,13 @@ impl Drop for Telemetry {
 }
 
 impl Shared {
-    fn new(shipped: Vec<Shipped>) -> Self {
+    fn new() -> Self {
         let now = Instant::now();
         Self {
             status: Mutex::default(),
             condition: Mutex::default(),
             alive: Mutex::new(now),
-            shipped: Mutex::new(shipped),
+            shipped: Mutex::default(),
             began: now,
         }
     }
@@ -216,10 +284,6 @@ impl Shared {
     fn status(&self) -> Option<Status> {
         lock(&self.status).clone()
     }
-}
-
-fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
-    shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// As attributes have it.

@@ -93,6 +93,10 @@ fn what_is_wrong_or_cannot_change_is_named_and_changes_nothing() {
         (settings("batch: {delay: soon}"), "batch.delay"),
         (settings("batch: {delay: 7s}"), "batch"),
         (settings("log_format: json"), "log_format"),
+        (
+            settings("destinations: [{name: new, endpoint: 'https://localhost:1', ca_file: /nonexistent}]"),
+            "No such file",
+        ),
         ("export: {endpoint: '".to_owned(), "line"),
     ] {
         run.be_refused(&wrong);

@@ -76,14 +76,14 @@ impl Sources<'_> {
             notes.push(format!("{origin}: without exits no process ends, so a tree shows only what runs"));
         }
 
-        let run_for = flag("--for", run.run_for.as_ref(), parse::positive_duration)?
+        let run_for = flag("--for", run.own.run_for.as_ref(), parse::positive_duration)?
             .or(file.parse("run_for", &file.schema.run_for, parse::positive_duration)?)
             .map(|given| given.value);
-        let log_level = flag("--log-level", run.log_level.as_ref(), parse::log_level)?
+        let log_level = flag("--log-level", run.own.log_level.as_ref(), parse::log_level)?
             .or(env.parse("OTEL_LOG_LEVEL", parse::log_level)?)
             .or(file.parse("log_level", &file.schema.log_level, parse::log_level)?)
             .or_default(defaults.log_level);
-        let log_format = flag("--log-format", run.log_format.as_ref(), parse::log_format)?
+        let log_format = flag("--log-format", run.own.log_format.as_ref(), parse::log_format)?
             .or(file.parse("log_format", &file.schema.log_format, parse::log_format)?)
             .or_default(defaults.log_format);
         let listen = flag("--listen", run.listen.as_ref(), parse::address)?

@@ -123,6 +123,10 @@ pub const PROCESS_EXIT_CODE: &str = "process.exit.code";
 pub const PROCESS_EXIT_TIME: &str = "process.exit.time";
 /// string, stable: exit code, signal or errno of what did not succeed.
 pub const ERROR_TYPE: &str = "error.type";
+/// int, stable.
+pub const HTTP_RESPONSE_STATUS_CODE: &str = "http.response.status_code";
+/// string, RC: of gRPC, the code's name.
+pub const RPC_RESPONSE_STATUS_CODE: &str = "rpc.response.status_code";
 
 // --- Ours ---------------------------------------------------------------------------------------------------------------
 

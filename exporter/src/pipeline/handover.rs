@@ -65,3 +65,67 @@ impl Handover {
         time >= self.at_boot_ns && !(near && self.last.contains(&Seen::of(event)))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use namespan_ebpf::wire;
+    use zerocopy::FromZeros as _;
+
+    use super::*;
+    use crate::event::{CgroupPath, ExecFailed, Exit, ExitStatus};
+
+    const AT: u64 = 1_000_000_000;
+
+    fn event(tgid: u32, time_boot_ns: u64, kind: Kind<'_>) -> Event<'_> {
+        let mut process = wire::Process::new_zeroed();
+        (process.tgid, process.start_boot_ns, process.time_boot_ns) = (tgid, 7, time_boot_ns);
+        Event { process, nodename: b"", tty: b"", cgroup: CgroupPath(b""), cgroup_v1: CgroupPath(b""), kind }
+    }
+
+    fn exit(tgid: u32, time_boot_ns: u64) -> Event<'static> {
+        let exit = Exit { status: ExitStatus(0), image: None, oom_victim: false };
+        event(tgid, time_boot_ns, Kind::Exit(exit))
+    }
+
+    fn failed(path: &[u8], time_boot_ns: u64) -> Event<'_> {
+        event(1, time_boot_ns, Kind::ExecFailed(ExecFailed { path, errno: 2, image: None }))
+    }
+
+    #[test]
+    fn each_event_is_told_by_the_programs_whose_time_it_is() {
+        let mut handover = Handover::at(AT);
+        assert!(handover.takes(&exit(1, 0)) && handover.takes(&exit(2, AT - 1)));
+        // The new ones have it.
+        assert!(!handover.takes(&exit(3, AT)) && !handover.takes(&exit(4, AT + APART_NS)));
+        handover.over();
+        assert!(handover.takes(&exit(3, AT)) && handover.takes(&exit(4, AT + APART_NS)));
+        assert!(!handover.takes(&exit(5, AT - 1)), "the old ones had it");
+    }
+
+    #[test]
+    fn what_both_have_seen_at_that_moment_is_told_once() {
+        let mut handover = Handover::at(AT);
+        assert!(handover.takes(&exit(1, AT - APART_NS)) && handover.takes(&failed(b"/a", AT - 1)));
+        assert!(handover.takes(&exit(2, AT - APART_NS - 1)));
+        handover.over();
+        // A program reads the clock for itself.
+        assert!(!handover.takes(&exit(1, AT)) && !handover.takes(&failed(b"/a", AT + APART_NS - 1)));
+        // Others of the same process, the same one too late to be that, and what was too early to be seen twice.
+        assert!(handover.takes(&failed(b"/b", AT)) && handover.takes(&failed(b"/a", AT + APART_NS)));
+        assert!(handover.takes(&exit(2, AT)));
+        let mut again = exit(1, AT);
+        again.process.start_boot_ns += 1;
+        assert!(handover.takes(&again), "another process of that pid");
+        let mut next = exit(1, AT);
+        next.process.self_exec_id += 1;
+        assert!(handover.takes(&next), "another image");
+    }
+
+    #[test]
+    fn it_is_past_a_second_after_the_old_ring_is_read() {
+        let mut handover = Handover::at(AT);
+        assert!(!handover.is_past(u64::MAX));
+        handover.over();
+        assert!(!handover.is_past(AT + 1_000_000_000) && handover.is_past(AT + 1_000_000_001));
+    }
+}

@@ -11,16 +11,17 @@ use tokio::task::{JoinError, spawn_blocking};
 use tokio::time::sleep;
 
 use super::handover::Handover;
+use super::lane::{self, Prepared};
 use super::selects::Selects;
-use super::uprobing::UprobingError;
+use super::uprobing::{Loaded, UprobingError};
 use super::work::Traced;
 use super::{Pipeline, PipelineError, REST, TURN, WATCHING};
-use crate::attach::refusal::refusal;
+use crate::attach::refusal::{chain, refusal};
 use crate::attach::{AttachError, Attached, Unwanted, attach_idle};
 use crate::clock::boot_ns;
 use crate::config::{Config, Probes};
 use crate::ring::Ring;
-use crate::telemetry::Reloads;
+use crate::telemetry::{self, Reloads};
 
 /// What came of reading the settings anew.
 pub enum Reload {
@@ -38,13 +39,13 @@ pub enum ReloadError {
     Signals,
     #[error("{}", refusal(.0))]
     Attach(#[from] AttachError),
-    #[error("the programs that are to take over can't be loaded: {0}")]
+    #[error("what the new settings need can't be loaded: {0}")]
     Loader(#[from] JoinError),
     #[error("the ring buffer can't be watched: {0}")]
     Ring(#[source] std::io::Error),
     #[error(transparent)]
     Uprobes(#[from] UprobingError),
-    #[error(transparent)]
+    #[error("{}", chain(.0))]
     Destination(#[from] PipelineError),
 }
 
@@ -56,15 +57,37 @@ struct Relief {
     unwanted: Option<Unwanted>,
 }
 
+/// What is to be loaded and opened.
+struct Plans {
+    /// What the programs that take over are loaded with; `None`: those at work stay.
+    probes: Option<Probes>,
+    /// The uprobes' programs are to be loaded too: there were none before.
+    uprobes: bool,
+    logs: lane::Plan,
+    spans: lane::Plan,
+    /// Of our own metrics; `None`: they go where they went.
+    metrics: Option<telemetry::Plan>,
+}
+
+/// Loaded and opened, and not at work yet.
+struct Opened {
+    /// `None`: the programs at work stay.
+    relief: Option<Relief>,
+    /// `None`: there are no uprobes, or there were some before.
+    uprobes: Option<Loaded>,
+    logs: Prepared,
+    spans: Prepared,
+    metrics: Option<telemetry::Prepared>,
+}
+
 /// What is to be taken up.
 pub(super) struct Ready {
     config: Box<Config>,
     done: oneshot::Sender<Result<(), ReloadError>>,
-    /// `None`: the programs at work stay.
-    relief: Result<Option<Relief>, ReloadError>,
+    opened: Result<Opened, ReloadError>,
 }
 
-/// Loading takes a while, in which the programs at work go on.
+/// Loading takes a while, and so may a disk, in which everything at work goes on.
 #[derive(Default)]
 pub(super) struct Reloading(Option<Pin<Box<dyn Future<Output = Ready>>>>);
 
@@ -73,20 +96,18 @@ impl Reloading {
         self.0.is_none()
     }
 
-    /// `relief`: what the programs that take over are to be loaded with; `None`: those at work stay.
     fn begin(
         &mut self,
         config: Box<Config>,
         done: oneshot::Sender<Result<(), ReloadError>>,
-        relief: Result<Option<Probes>, ReloadError>,
+        plans: Result<Plans, ReloadError>,
     ) {
         self.0 = Some(Box::pin(async {
-            let relief = match relief {
-                Ok(Some(probes)) => load(probes).await.map(Some),
-                Ok(None) => Ok(None),
+            let opened = match plans {
+                Ok(plans) => plans.open().await,
                 Err(error) => Err(error),
             };
-            Ready { config, done, relief }
+            Ready { config, done, opened }
         }));
     }
 
@@ -99,12 +120,24 @@ impl Reloading {
     }
 }
 
-async fn load(probes: Probes) -> Result<Relief, ReloadError> {
-    let load = move || {
-        let (attached, ring, unwanted) = attach_idle(&probes)?;
-        Ok(Relief { probes, attached, ring, unwanted })
-    };
-    spawn_blocking(load).await?
+impl Plans {
+    /// On a thread that may wait for disks.
+    async fn open(self) -> Result<Opened, ReloadError> {
+        let Self { probes, uprobes, logs, spans, metrics } = self;
+        let open = move || {
+            let (logs, spans) = (logs.open()?, spans.open()?);
+            let metrics = metrics.map(telemetry::Plan::open).transpose().map_err(PipelineError::from)?;
+            let relief = probes.map(load).transpose()?;
+            let uprobes = if uprobes { Some(Loaded::load()?) } else { None };
+            Ok(Opened { relief, uprobes, logs, spans, metrics })
+        };
+        spawn_blocking(open).await?
+    }
+}
+
+fn load(probes: Probes) -> Result<Relief, AttachError> {
+    let (attached, ring, unwanted) = attach_idle(&probes)?;
+    Ok(Relief { probes, attached, ring, unwanted })
 }
 
 impl Pipeline {
@@ -116,20 +149,26 @@ impl Pipeline {
             Reload::Settings(config, done) => {
                 let traced = Traced::new(&config, &self.work.console);
                 let probes = traced.probes(&config);
-                let relief = if traced == self.work.traced {
-                    Ok((probes != self.probes).then_some(probes))
+                let plans = if traced == self.work.traced {
+                    Ok(Plans {
+                        probes: probes.loads_other_than(&self.probes).then_some(probes),
+                        uprobes: self.uprobing.is_none() && !config.uprobes.is_empty(),
+                        logs: self.work.logs.plan(&config),
+                        spans: self.work.spans.lane.plan(&config),
+                        metrics: self.telemetry.as_ref().and_then(|telemetry| telemetry.plan(&config)),
+                    })
                 } else {
                     Err(ReloadError::Signals)
                 };
-                reloading.begin(config, done, relief);
+                reloading.begin(config, done, plans);
             }
         }
     }
 
     /// Takes up the settings, and says how that went.
-    pub(super) async fn reload(&mut self, Ready { config, done, relief }: Ready) {
-        let taken_up = match relief {
-            Ok(relief) => self.take_up(&config, relief).await,
+    pub(super) async fn reload(&mut self, Ready { config, done, opened }: Ready) {
+        let taken_up = match opened {
+            Ok(opened) => self.take_up(&config, opened).await,
             Err(error) => Err(error),
         };
         self.reloaded(taken_up.is_ok());
@@ -145,15 +184,14 @@ impl Pipeline {
     }
 
     /// Everything that may fail comes first.
-    async fn take_up(&mut self, config: &Config, relief: Option<Relief>) -> Result<(), ReloadError> {
-        let logs = self.work.logs.prepare(config)?;
-        let spans = self.work.spans.lane.prepare(config)?;
-        if self.uprobing.is_none() && !config.uprobes.is_empty() {
-            self.uprobing = Some(self.work.begin_probing(config)?);
-        }
+    async fn take_up(&mut self, config: &Config, opened: Opened) -> Result<(), ReloadError> {
+        let Opened { relief, uprobes, logs, spans, metrics } = opened;
+        // If the next step fails, they end with it.
+        let probing = uprobes.map(Loaded::prepare).transpose()?;
         if let Some(relief) = relief {
             self.relieve(relief).await?;
         }
+        self.probes.ring_delay = config.probes.ring_delay;
         // What has happened so far goes where it would have gone.
         let deadline = Instant::now() + REST;
         while self.turn() == TURN && Instant::now() < deadline {}
@@ -161,13 +199,24 @@ impl Pipeline {
         self.work.logs.reload(logs);
         self.work.spans.lane.reload(spans);
         self.work.arguments(config.arguments);
-        if let Some(prober) = &mut self.work.prober {
+        if let Some((uprobing, prober)) = probing {
+            self.uprobing = Some(uprobing);
+            self.work.begin_probing(prober, config);
+        } else if let Some(prober) = &mut self.work.prober {
             prober.settings(&config.uprobes);
         }
+        if let (Some(telemetry), Some(metrics)) = (&mut self.telemetry, metrics) {
+            telemetry.export(metrics);
+        }
+        self.tell_shipped();
+        Ok(())
+    }
+
+    /// Our own metrics are of those that there are.
+    pub(super) fn tell_shipped(&self) {
         if let Some(telemetry) = &self.telemetry {
             telemetry.ship(self.work.logs.shipped().chain(self.work.spans.lane.shipped()).collect());
         }
-        Ok(())
     }
 
     /// The programs at work end, and the others begin where they end.
@@ -180,7 +229,7 @@ impl Pipeline {
         if let Err(error) = self.attached.detach() {
             tracing::error!(%error, "detaching the programs that have ended failed");
         }
-        self.read_rest().await;
+        self.read_rest(REST).await;
         match self.attached.counted() {
             Ok(counted) => self.retired += counted,
             Err(error) => tracing::error!(%error, "the counters of the programs that have ended can't be read"),

@@ -3,21 +3,27 @@
 use std::future::pending;
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
+use aya::maps::{MapData, RingBuf};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::timeout;
 
 use crate::attach::refusal::shortened;
-use crate::config::Config;
 use crate::enrich::Resident;
 use crate::enrich::container::Container;
 use crate::enrich::procfs;
 use crate::list::host::Hierarchies;
 use crate::ring::Ring;
 use crate::uprobe::attach::{Limits, UprobeError, Uprobes};
+use crate::uprobe::detach::Detached;
 use crate::uprobe::follow::{Answer, Follower, Sighting, Totals, Who};
 use crate::uprobe::place::Places;
 use crate::uprobe::spec::{Target, Uprobe};
+
+/// Most that the end of what is attached is waited for.
+const DETACHING: Duration = Duration::from_secs(2);
 
 /// All probes of the settings at work.
 pub(super) struct Uprobing {
@@ -26,6 +32,8 @@ pub(super) struct Uprobing {
     counting: Option<oneshot::Receiver<Totals>>,
     /// As last heard.
     totals: Totals,
+    /// Once they end.
+    detached: Option<Detached>,
 }
 
 /// The way from what is seen to who is probed.
@@ -54,29 +62,28 @@ pub enum UprobingError {
     Thread(#[source] io::Error),
 }
 
-impl Uprobing {
-    /// Loads the programs and attaches to what is there. Within a tokio runtime only.
-    pub(super) fn start(config: &Config, residents: Vec<Resident>) -> Result<(Self, Prober), UprobingError> {
+/// The programs, loaded: nothing is attached yet.
+pub(super) struct Loaded(Uprobes, RingBuf<MapData>);
+
+impl Loaded {
+    /// Takes up to 100 ms.
+    pub(super) fn load() -> Result<Self, UprobingError> {
         raise_open_files();
         let (uprobes, ring) = Uprobes::load(&Limits::default())?;
-        let (ring, places) = (Ring::new(ring).map_err(UprobingError::Ring)?, Places::default());
-        let (follower, answers) = Follower::start(uprobes, places.clone()).map_err(UprobingError::Thread)?;
-        let mut prober = Prober { follower, places, wants_host: wants_host(&config.uprobes) };
-        let hierarchies = Hierarchies::of_this_process();
-        let sightings = residents.into_iter().filter_map(|Resident { pid, stat, container }| {
-            if container.is_none() && !prober.wants_host {
-                return None;
-            }
-            let cgroup = hierarchies.key_of(&procfs::cgroups(pid)?);
-            Some(Sighting { container, cgroup, process: Who::Elder(pid, stat) })
-        });
-        let sightings = sightings.collect();
-        // Who is there is known before there is anything to attach.
-        prober.follower.residents(sightings);
-        prober.settings(&config.uprobes);
-        Ok((Self { ring, answers, counting: None, totals: Totals::default() }, prober))
+        Ok(Self(uprobes, ring))
     }
 
+    /// With a thread that waits for somebody to probe; dropping both ends it. Within a tokio runtime only.
+    pub(super) fn prepare(self) -> Result<(Uprobing, Prober), UprobingError> {
+        let Self(uprobes, ring) = self;
+        let (ring, places) = (Ring::new(ring).map_err(UprobingError::Ring)?, Places::default());
+        let (follower, answers) = Follower::start(uprobes, places.clone()).map_err(UprobingError::Thread)?;
+        let prober = Prober { follower, places, wants_host: false };
+        Ok((Uprobing { ring, answers, counting: None, totals: Totals::default(), detached: None }, prober))
+    }
+}
+
+impl Uprobing {
     /// Waits until many hits wait, or the thread has something to say; for ever, if there are no uprobes.
     pub(super) async fn next(uprobing: &mut Option<Self>) -> Next {
         let Some(Self { ring, answers, .. }) = uprobing else { return pending().await };
@@ -109,15 +116,24 @@ impl Uprobing {
 
     /// Ends all probes; there are no hits any more but those in the ring.
     pub(super) async fn end(&mut self, prober: Prober) {
-        if let Some(totals) = prober.follower.end().await {
-            self.totals = totals;
+        if let Some((totals, detached)) = prober.follower.end().await {
+            (self.totals, self.detached) = (totals, Some(detached));
         } else {
             tracing::error!("uprobes are being attached and do not end: their last hits are not counted");
         }
     }
+
+    /// Waits until nothing is attached any more: what still is when the process ends, the kernel takes one after the other.
+    pub(super) async fn ended(&mut self) {
+        if let Some(detached) = self.detached.take()
+            && timeout(DETACHING, detached.wait()).await.is_err()
+        {
+            tracing::debug!("the kernel is still taking uprobes away");
+        }
+    }
 }
 
-/// A place takes two descriptors, or four, and the usual soft limit is 1024.
+/// A place takes up to four descriptors, and the usual soft limit is 1024.
 fn raise_open_files() {
     let maximum = getrlimit(Resource::Nofile).maximum;
     // Where it may not be raised, attaching says so.
@@ -129,9 +145,37 @@ fn wants_host(probes: &[Uprobe]) -> bool {
 }
 
 impl Prober {
+    /// Attaches to what is there.
+    pub(super) fn begin(&mut self, probes: &[Uprobe], residents: Vec<Resident>) {
+        self.wants_host = wants_host(probes);
+        // Who is there is known before there is anything to attach.
+        self.residents(residents);
+        self.settings(probes);
+    }
+
     pub(super) fn settings(&mut self, probes: &[Uprobe]) {
         self.wants_host = wants_host(probes);
         self.follower.settings(probes);
+    }
+
+    /// Those that are there now.
+    pub(super) fn residents(&mut self, residents: Vec<Resident>) {
+        let hierarchies = Hierarchies::of_this_process();
+        let sightings = residents.into_iter().filter_map(|Resident { pid, stat, container, by_cgroup }| {
+            // Where its cgroup does not decide of it, others of that cgroup are not of its container.
+            if !by_cgroup || (container.is_none() && !self.wants_host) {
+                return None;
+            }
+            let cgroup = hierarchies.key_of(&procfs::cgroups(pid)?);
+            Some(Sighting { container, cgroup, process: Who::Elder(pid, stat) })
+        });
+        let sightings = sightings.collect();
+        self.follower.residents(sightings);
+    }
+
+    /// As [`Follower::has_missed`].
+    pub(super) fn has_missed(&mut self) -> bool {
+        self.follower.has_missed()
     }
 
     /// A process has exec'd.
@@ -141,7 +185,12 @@ impl Prober {
         }
     }
 
-    pub(super) fn described(&mut self, container: Arc<Container>) {
-        self.follower.described(container);
+    /// As [`Follower::busy`].
+    pub(super) fn busy(&self) -> Option<(Duration, String)> {
+        self.follower.busy()
+    }
+
+    pub(super) fn described(&mut self, container: Arc<Container>, first: Option<u32>) {
+        self.follower.described(container, first);
     }
 }

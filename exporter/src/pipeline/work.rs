@@ -1,11 +1,13 @@
 //! What happens to a record once it is read: its owner, its span, its place in a request and on the console.
 
+mod hits;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use namespan_ebpf::wire::{CgroupKey, Counter, flag};
+use namespan_ebpf::wire::{Counter, flag};
 
 use super::handover::Handover;
 use super::lane::Lane;
@@ -13,29 +15,26 @@ use super::losses::{self, Early, Look, Losses};
 use super::resources::Resources;
 use super::selects::Selects;
 use super::summary::{Fate, Hits, Summary};
-use super::uprobing::{Prober, Uprobing, UprobingError};
+use super::uprobing::Prober;
 use crate::attach::Counted;
 use crate::clock::{Clock, boot_ns};
 use crate::config::{Arguments, Config, Probes, RootSampler, Sampler, Signal};
 use crate::console::{Console, Trees};
 use crate::decode;
-use crate::enrich::container::Container;
 use crate::enrich::runtime::Update;
-use crate::enrich::{Attribution, Change, Changed, Enricher, Owner, Resident, Stand, Verdict};
+use crate::enrich::{Attribution, Change, Changed, Enricher, Stand, Verdict};
 use crate::event::{Event, Exec, Exit, Kind, ProcessId};
 use crate::model::log::{self, Context};
 use crate::model::note::{self, Value};
 use crate::model::semconv;
 use crate::model::span::{self, End};
 use crate::model::uid::Uids;
-use crate::model::uprobe::{self, Told};
+use crate::model::uprobe;
 use crate::processes::{self, Begun, Processes, Seen, Span};
 use crate::queue::Class;
 use crate::telemetry::{Condition, Reloads, Status, name_of};
-use crate::trace::SpanContext;
 use crate::trace::ids::Ids;
-use crate::uprobe::follow::{Answer, Sighting, Totals, Who};
-use crate::uprobe::hit;
+use crate::uprobe::follow::Totals;
 use crate::uprobe::place::Places;
 
 /// How long a process is remembered after its exit, beyond the time for which its children's records may wait: its exit may
@@ -292,123 +291,6 @@ impl Work {
         }
     }
 
-    /// One hit of a uprobe as the kernel wrote it.
-    pub(super) fn hit(&mut self, record: &[u8]) {
-        self.hits += 1;
-        let hit = match hit::decode(record) {
-            Ok(hit) => hit,
-            Err(error) => {
-                if self.undecodable == 0 {
-                    tracing::error!(%error, "a record of a uprobe can't be read; such records are counted");
-                }
-                self.undecodable += 1;
-                return;
-            }
-        };
-        let places = self.prober.as_ref().map(|prober| &prober.places).or(self.places.as_ref());
-        let Some(place) = places.and_then(|places| places.get(hit.place)) else {
-            // It was forgotten long ago.
-            self.undecodable += 1;
-            return;
-        };
-        let process = &hit.process;
-        let id = ProcessId { tgid: process.tgid, start_boot_ns: process.start_boot_ns };
-        let parent = ProcessId::found(process.parent_tgid, process.parent_start_boot_ns);
-        let cgroup = CgroupKey { v2: process.cgroup_id, v1: process.cgroup_v1_id };
-        let attribution = self.enricher.whose(id, parent, cgroup, self.now);
-        let time_unix_ns = self.clock.unix_ns(process.time_boot_ns);
-        // A fork without an exec runs what its parent does.
-        let image = [Some(id), parent].into_iter().flatten().find(|process| self.processes.of(*process).is_some());
-        let known = image.and_then(|image| self.processes.of(image));
-        let trace = known.and_then(|process| Some(process.span.as_ref()?.context));
-        let process_span = self.processes.span_id(image.unwrap_or(id));
-        let own = if place.probe.span && matches!(hit.kind, hit::Kind::Call { .. }) && self.traced.spans {
-            let sampled = trace.filter(SpanContext::is_sampled);
-            self.call_ids.as_ref().zip(sampled).map(|(ids, trace)| SpanContext {
-                span_id: ids.call(process.tid, hit.place, process.time_boot_ns),
-                ..trace
-            })
-        } else {
-            None
-        };
-        let told = Told {
-            hit: &hit,
-            place: &place,
-            attribution: &attribution,
-            time_unix_ns,
-            observed_unix_ns: self.now_unix_ns.max(time_unix_ns),
-            creation_unix_ns: self.clock.creation_unix_ns(process.start_boot_ns),
-            parent_creation_unix_ns: self.clock.creation_unix_ns(process.parent_start_boot_ns),
-            image: known.map(|process| &process.image),
-            uid: self.uids.map(|uids| uids.of_hit(&hit)),
-            span: own.map(|own| own.span_id).or(process_span),
-            trace: trace.map(|trace| (trace.trace_id, trace.flags)),
-        };
-        if self.console.is_table() {
-            self.console.hit(&told);
-        }
-        if self.logs.is_wanted(&self.console) {
-            let (encoder, resource) = (&mut self.probe_encoder, self.resources.of(&attribution.owner));
-            self.logs.push(self.now, Class::Probe, resource, &mut self.console, |out| encoder.encode(&told, out));
-        }
-        if let Some(own) = own {
-            self.spans.told += 1;
-            let (encoder, resource) = (&mut self.probe_encoder, self.resources.of(&attribution.owner));
-            self.spans.lane.push(self.now, Class::Call, resource, &mut self.console, |out| {
-                encoder.encode_span(&told, own, process_span, out);
-            });
-        }
-    }
-
-    /// Begins to probe what the settings ask for; where that is not possible it is said, and everything else goes on.
-    pub(super) fn probe(&mut self, config: &Config, residents: Vec<Resident>) -> Option<Uprobing> {
-        match Uprobing::start(config, residents) {
-            Ok((uprobing, prober)) => {
-                self.prober = Some(prober);
-                Some(uprobing)
-            }
-            Err(error) => {
-                tracing::error!("{error}; everything else goes on");
-                let reason = error.to_string();
-                self.note(semconv::EVENT_UPROBE_REFUSED, note::ERROR, &[(semconv::REASON, Value::Text(&reason))]);
-                None
-            }
-        }
-    }
-
-    /// As [`probe`](Self::probe), when there were no uprobes before.
-    pub(super) fn begin_probing(&mut self, config: &Config) -> Result<Uprobing, UprobingError> {
-        let residents = self.enricher.survey(Instant::now());
-        let (uprobing, prober) = Uprobing::start(config, residents)?;
-        self.prober = Some(prober);
-        Ok(uprobing)
-    }
-
-    /// What became of attaching a probe.
-    pub(super) fn probed(&mut self, answer: &Answer) {
-        let name_of = |container: &Option<Arc<Container>>| {
-            container.as_ref().map(|container| container.name.clone().unwrap_or_else(|| container.id.clone()))
-        };
-        match answer {
-            Answer::Attached { probe, container, binary, places } => {
-                let container = name_of(container).unwrap_or_default();
-                tracing::info!(probe = probe.name, container, binary, places, "probing");
-            }
-            Answer::Refused { probe, container, reason } => {
-                let name = name_of(container).unwrap_or_default();
-                tracing::warn!(probe = probe.name, container = name, reason, "can't be probed");
-                let id = container.as_ref().map(|container| container.id.as_str()).unwrap_or_default();
-                let attributes = [
-                    (semconv::UPROBE_NAME, Value::Text(&probe.name)),
-                    (semconv::CONTAINER_ID, Value::Text(id)),
-                    (semconv::CONTAINER_NAME, Value::Text(&name)),
-                    (semconv::REASON, Value::Text(reason)),
-                ];
-                self.note(semconv::EVENT_UPROBE_REFUSED, note::WARN, &attributes);
-            }
-        }
-    }
-
     /// What the runtime told; records that waited for it go on.
     pub(super) fn learn(&mut self, source: usize, update: Update) {
         self.now = Instant::now();
@@ -418,7 +300,7 @@ impl Work {
         }
         if let Some(key) = applied.described {
             if let (Some(prober), Some(container)) = (&mut self.prober, self.enricher.container(&key)) {
-                prober.described(container);
+                prober.described(container, self.enricher.first_of(&key));
             }
             if let Some(selects) = &mut self.selects {
                 selects.think_again(&key, applied.homes);
@@ -492,7 +374,9 @@ impl Work {
             Early { stage: "decode", reason: "unread", signal: None, lost: unread },
             Early { stage: "processes", reason: "evicted", signal: Some(Signal::Traces), lost: evicted },
         ];
-        let hits = hits.into_iter().flat_map(Totals::losses);
+        let delivered = hits.map_or(0, |totals| totals.of("delivered"));
+        let unread = if is_last { delivered.saturating_sub(self.hits) } else { 0 };
+        let hits = hits.into_iter().flat_map(Totals::losses).chain([("unread", unread)]);
         let hits = hits.map(|(reason, lost)| Early { stage: "uprobe", reason, signal: Some(Signal::Logs), lost });
         let lanes = [(Signal::Logs, &self.logs), (Signal::Traces, &self.spans.lane)];
         let late = lanes.into_iter().flat_map(|(signal, lane)| {
@@ -522,7 +406,8 @@ impl Work {
         let degraded = self.degraded.iter().map(|((runtime, what), reason)| format!("{runtime}'s {what}: {reason}"));
         let degraded = degraded.collect();
         let deliveries = self.logs.deliveries().chain(self.spans.lane.deliveries()).collect();
-        Condition { stopping: false, degraded, deliveries }
+        let busy = self.prober.as_ref().and_then(Prober::busy);
+        Condition { stopping: false, degraded, busy, deliveries }
     }
 
     /// Passes on what is wanted; what is not, the kernel side is told not to tell of.
@@ -540,20 +425,7 @@ impl Work {
             self.filtered += 1;
             return;
         }
-        if let Some(prober) = &mut self.prober
-            && let Kind::Exec(_) = event.kind
-            && !attribution.how.is_doubt()
-        {
-            let container = match &attribution.owner {
-                Owner::Container(container) => Some(Arc::clone(container)),
-                Owner::Host(_) => None,
-            };
-            // Where its cgroup does not decide of it, others of that cgroup are not of its container.
-            if container.is_none() || stand.by_cgroup {
-                let cgroup = CgroupKey { v2: event.process.cgroup_id, v1: event.process.cgroup_v1_id };
-                prober.seen(Sighting { container, cgroup, process: Who::Known(event.id()) });
-            }
-        }
+        self.sight(event, stand, attribution);
         self.event(event, attribution, observed_unix_ns);
     }
 

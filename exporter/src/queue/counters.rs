@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 /// At rest, `accepted + recovered = exported + rejected + dropped (all reasons) + queued + in_flight + spooled`, of which
 /// `queued` is [`Depth::records`](super::Depth::records), and `recovered` and `spooled` are 0 without a spool.
@@ -19,6 +20,28 @@ pub struct Counters {
     retries: AtomicU64,
     dropped: Mutex<BTreeMap<Reason, u64>>,
     spool: Option<SpoolCounters>,
+    timer: Timer,
+}
+
+/// Told of each batch that a sender is done with: how long that took from the first request to the last answer, what was
+/// wrong, and what was answered last.
+pub type Timed = dyn Fn(Duration, Option<Fault>, Option<Answer>) + Send + Sync;
+
+#[derive(Default)]
+struct Timer(Mutex<Option<Arc<Timed>>>);
+
+impl fmt::Debug for Timer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Timer")
+    }
+}
+
+/// Why a batch, or a part of it, was not delivered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// By the collector, in a partial success.
+    Rejected,
+    Dropped(Reason),
 }
 
 #[derive(Debug, Default)]
@@ -50,27 +73,30 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
-    /// Of two queues of one name, one of which has ended.
+    /// With what an earlier queue of this name has counted. What that one had left on disk, and this one has found there, is
+    /// no news.
     #[must_use]
-    pub fn and(mut self, other: &Self) -> Self {
-        self.accepted += other.accepted;
-        self.exported += other.exported;
-        self.rejected += other.rejected;
-        self.in_flight += other.in_flight;
-        self.retries += other.retries;
-        for (reason, records) in &other.dropped {
+    pub fn and(mut self, earlier: &Self) -> Self {
+        self.accepted += earlier.accepted;
+        self.exported += earlier.exported;
+        self.rejected += earlier.rejected;
+        self.in_flight += earlier.in_flight;
+        self.retries += earlier.retries;
+        for (reason, records) in &earlier.dropped {
             *self.dropped.entry(*reason).or_default() += records;
         }
-        self.spool = match (self.spool, other.spool) {
-            (Some(one), Some(other)) => Some(Spooled {
-                recovered: one.recovered + other.recovered,
-                records: one.records + other.records,
-                bytes: one.bytes + other.bytes,
-                segments: one.segments + other.segments,
-                errors: one.errors + other.errors,
-                cuts: one.cuts + other.cuts,
-            }),
-            (one, other) => one.or(other),
+        self.spool = match (self.spool, earlier.spool) {
+            (Some(own), Some(earlier)) => {
+                let found = earlier.records.min(own.recovered);
+                Some(Spooled {
+                    recovered: earlier.recovered + own.recovered - found,
+                    records: own.records + earlier.records - found,
+                    errors: own.errors + earlier.errors,
+                    cuts: own.cuts + earlier.cuts,
+                    ..own
+                })
+            }
+            (own, earlier) => own.or(earlier),
         };
         self
     }
@@ -148,6 +174,18 @@ impl Counters {
                 errors: spool.errors.load(Relaxed),
                 cuts: spool.cuts.load(Relaxed),
             }),
+        }
+    }
+
+    /// Nobody else is told from now on.
+    pub(crate) fn time_with(&self, timed: Arc<Timed>) {
+        *self.timer.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(timed);
+    }
+
+    pub(crate) fn timed(&self, took: Duration, fault: Option<Fault>, answer: Option<Answer>) {
+        let timed = self.timer.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(timed) = timed {
+            timed(took, fault, answer);
         }
     }
 
@@ -229,6 +267,15 @@ impl Snapshot {
     }
 }
 
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Rejected => f.write_str("rejected"),
+            Self::Dropped(reason) => reason.fmt(f),
+        }
+    }
+}
+
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -272,6 +319,23 @@ pub(crate) const GRPC_CODES: [&str; 17] = [
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_one_queue_left_on_disk_and_the_next_has_found_there_is_counted_once() {
+        let of = |accepted, exported, recovered, records| Snapshot {
+            accepted,
+            exported,
+            spool: Some(Spooled { recovered, records, bytes: records, ..Spooled::default() }),
+            ..Snapshot::default()
+        };
+        let first = of(10, 3, 2, 9);
+        assert_eq!(of(5, 12, 9, 2).and(&first), of(15, 15, 2, 2));
+        // Somebody has taken four away meanwhile.
+        let second = of(5, 8, 5, 2).and(&first);
+        let spool = second.spool.unwrap();
+        assert_eq!((spool.recovered, spool.records, spool.bytes), (2, 6, 2));
+        assert_eq!(second.accepted + spool.recovered, second.exported + spool.records);
+    }
 
     #[test]
     fn reasons_have_stable_names() {

@@ -29,7 +29,7 @@ use store::{Next, Room, Store};
 
 /// How much a loss of power may take.
 const SYNC: Duration = Duration::from_secs(1);
-/// How long a disk that takes nothing is left alone.
+/// How long a disk that takes nothing, and a file that can't be read, are left alone.
 const RETRY: Duration = Duration::from_secs(5);
 /// How often the oldest batches are looked at.
 const EXPIRY: Duration = Duration::from_secs(10);
@@ -170,12 +170,12 @@ impl Spooler {
             is_done &= self.write(now, moment);
         }
         if now.saturating_duration_since(self.looked) >= EXPIRY {
-            is_done &= self.expire(moment);
+            is_done &= self.expire(now, moment);
             if is_done {
                 self.looked = now;
             }
         }
-        is_done &= self.load(moment);
+        is_done &= self.load(now, moment);
         let sync_at = self.synced + SYNC;
         if self.store.is_dirty() && sync_at <= now {
             self.synced = now;
@@ -198,7 +198,10 @@ impl Spooler {
         }
         let sync_at = self.store.is_dirty().then_some(self.synced + SYNC);
         let looks = self.store.segments() > 0;
-        [self.retry_at, sync_at, looks.then_some(self.looked + EXPIRY)].into_iter().flatten().min()
+        [self.retry_at, sync_at, self.store.aside_until(), looks.then_some(self.looked + EXPIRY)]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// The last act: nobody sends any more.
@@ -302,7 +305,9 @@ impl Spooler {
     }
 
     /// Brings into memory what comes next, as far as there is room. `false`: there is more.
-    fn load(&mut self, moment: Moment) -> bool {
+    fn load(&mut self, now: Instant, moment: Moment) -> bool {
+        self.store.take_back(now);
+        self.with(|stored| stored.is_out_of_reach = false);
         for _ in 0..TURN {
             let rewind = self.with(|stored| std::mem::take(&mut stored.rewind));
             for place in rewind.into_iter().flatten() {
@@ -324,7 +329,12 @@ impl Spooler {
             if !has_room {
                 return true;
             }
-            let Some((number, record, kept)) = self.next() else { return true };
+            let Some((number, record, kept)) = self.next(now) else {
+                self.with(|stored| stored.is_out_of_reach = true);
+                // What is in memory may be sent for want of it.
+                self.shared.arrived.notify_waiters();
+                return true;
+            };
             if self.aging.is_expired(&kept, moment) {
                 self.drop_next(&record, &kept, Reason::SpoolExpired);
                 continue;
@@ -343,8 +353,8 @@ impl Spooler {
                     });
                     self.shared.arrived.notify_one();
                 }
-                read => {
-                    self.complain("read", read.map(|_| ()));
+                Err(error) if self.store.set_aside(kept.place, &error, now) => self.unread(&error),
+                Ok(None) | Err(_) => {
                     tracing::error!(
                         path = %self.store.path().display(),
                         records = record.records,
@@ -359,7 +369,7 @@ impl Spooler {
     }
 
     /// What comes next of all that is on disk alone.
-    fn next(&mut self) -> Option<(u64, Record, Kept)> {
+    fn next(&mut self, now: Instant) -> Option<(u64, Record, Kept)> {
         let mut first: Option<(u64, Record, Kept)> = None;
         for class in Class::ALL {
             let next = loop {
@@ -372,7 +382,8 @@ impl Spooler {
                         }
                         self.store.pass(&record, &kept);
                     }
-                    Next::Damaged(place) => self.cut(place),
+                    Next::Unread(place, error) if self.store.set_aside(place, &error, now) => self.unread(&error),
+                    Next::Damaged(place) | Next::Unread(place, _) => self.cut(place),
                 }
             };
             if let Some(next) = next
@@ -408,7 +419,7 @@ impl Spooler {
     }
 
     /// Drops what is too old. `false`: there is more.
-    fn expire(&mut self, moment: Moment) -> bool {
+    fn expire(&mut self, now: Instant, moment: Moment) -> bool {
         let Self { aging, shared, .. } = self;
         let mut waiting = shared.lock();
         let Some(stored) = &mut waiting.stored else { return true };
@@ -427,7 +438,7 @@ impl Spooler {
             self.complain("marked", settled);
         }
         for _ in 0..TURN {
-            match self.next() {
+            match self.next(now) {
                 Some((_, record, kept)) if self.aging.is_expired(&kept, moment) => {
                     self.drop_next(&record, &kept, Reason::SpoolExpired);
                 }
@@ -475,14 +486,24 @@ impl Spooler {
         }
     }
 
+    /// What can't be read waits where it is, and what is behind it in its file.
+    fn unread(&mut self, error: &io::Error) {
+        let items = items(self.signal);
+        self.warn("read", error, &format!("{items} wait there, and this is tried again every {} s", RETRY.as_secs()));
+    }
+
     /// Of what goes wrong otherwise, and costs at most that something is sent twice.
     fn complain(&mut self, what: &str, result: io::Result<()>) {
         let Err(error) = result else { return };
+        self.warn(what, &error, &format!("some {} may be sent twice", items(self.signal)));
+    }
+
+    fn warn(&mut self, what: &str, error: &io::Error, so: &str) {
         self.shared.counters.spool_error();
         if self.complained.is_none_or(|at| at.elapsed() >= COMPLAINT) {
             self.complained = Some(Instant::now());
             let path = self.store.path().display();
-            tracing::warn!(%path, %error, "something in the spool can't be {what}; some {} may be sent twice", items(self.signal));
+            tracing::warn!(%path, %error, "something in the spool can't be {what}; {so}");
         }
     }
 

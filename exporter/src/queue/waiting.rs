@@ -35,6 +35,8 @@ pub(super) struct Stored {
     pub(super) unread: Amount,
     /// Where to read again what was in memory.
     pub(super) rewind: [Option<Place>; Class::ALL.len()],
+    /// Nothing of what is in no memory can be read for now.
+    pub(super) is_out_of_reach: bool,
     /// The disk takes nothing for now.
     pub(super) is_failing: bool,
     /// The disk has been at something since then.
@@ -125,7 +127,7 @@ impl Waiting {
             return None;
         }
         let is_direct = stored.busy_since.is_some_and(|since| since.elapsed() > STALL)
-            || (stored.is_failing && stored.unread.batches == 0);
+            || (stored.is_failing && (stored.unread.batches == 0 || stored.is_out_of_reach));
         let unwritten = self.memory.first().map(|(number, _)| number).filter(|_| is_direct);
         match (stored.ready.keys().next(), unwritten) {
             (Some(ready), Some(unwritten)) if unwritten < *ready => self.memory.take_first(),

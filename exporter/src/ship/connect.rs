@@ -11,7 +11,6 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::client::legacy::connect::proxy::Tunnel;
 use hyper_util::client::proxy::matcher::Intercept;
 use hyper_util::rt::TokioIo;
-use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::UnixStream;
@@ -19,6 +18,7 @@ use tokio_rustls::TlsConnector;
 use tower_service::Service;
 
 use super::proxy::Proxies;
+use super::tls::Tls;
 use super::{ShipError, tls, unix_path};
 use crate::config::Export;
 
@@ -41,9 +41,9 @@ struct Tcp {
     proxy: Option<Intercept>,
     connector: HttpConnector,
     /// Where the endpoint has TLS.
-    tls: Option<Arc<ClientConfig>>,
+    tls: Option<Tls>,
     /// Where the proxy has TLS.
-    tls_to_proxy: Option<Arc<ClientConfig>>,
+    tls_to_proxy: Option<Tls>,
 }
 
 /// A connection of any kind.
@@ -72,8 +72,8 @@ impl Connector {
         connector.enforce_http(false);
         connector.set_nodelay(true);
         connector.set_connect_timeout(export.timeout);
-        let config = |needed: bool, alpn: &[&[u8]]| -> Result<_, ShipError> {
-            Ok(if needed { Some(Arc::new(tls::config(export, alpn)?)) } else { None })
+        let config = |needed: bool, alpn: &[&[u8]]| {
+            if needed { tls::config(export, alpn).map(Some) } else { Ok(None) }
         };
         let tls = config(url.scheme() == "https", &[tls::HTTP_2])?;
         let proxy_is_https = proxy.as_ref().is_some_and(|proxy| proxy.uri().scheme_str() == Some("https"));
@@ -104,7 +104,7 @@ impl Service<Uri> for Connector {
 
 impl Tcp {
     async fn connect(&self) -> Result<Stream, BoxError> {
-        let first = |tls: &Option<_>| Door { connector: self.connector.clone(), tls: tls.clone() };
+        let first = |tls: &Option<Tls>| Door { connector: self.connector.clone(), tls: tls.clone() };
         let Some(proxy) = &self.proxy else { return first(&self.tls).call(self.uri.clone()).await };
         let mut tunnel = Tunnel::new(proxy.uri().clone(), first(&self.tls_to_proxy));
         if let Some(credentials) = proxy.basic_auth() {
@@ -112,7 +112,7 @@ impl Tcp {
         }
         let stream = tunnel.call(self.uri.clone()).await.map_err(|error| format!("proxy: {}", super::chain(&error)))?;
         match &self.tls {
-            Some(tls) => secured(stream.into_inner(), &self.uri, Arc::clone(tls)).await,
+            Some(tls) => secured(stream.into_inner(), &self.uri, tls).await,
             None => Ok(stream),
         }
     }
@@ -121,7 +121,7 @@ impl Tcp {
 /// The first hop.
 struct Door {
     connector: HttpConnector,
-    tls: Option<Arc<ClientConfig>>,
+    tls: Option<Tls>,
 }
 
 impl Service<Uri> for Door {
@@ -138,20 +138,21 @@ impl Service<Uri> for Door {
         Box::pin(async move {
             let stream = connecting.await?.into_inner();
             match tls {
-                Some(tls) => secured(stream, &uri, tls).await,
+                Some(tls) => secured(stream, &uri, &tls).await,
                 None => Ok(boxed(stream)),
             }
         })
     }
 }
 
-async fn secured(stream: impl Io + 'static, uri: &Uri, config: Arc<ClientConfig>) -> Result<Stream, BoxError> {
+async fn secured(stream: impl Io + 'static, uri: &Uri, Tls { config, files }: &Tls) -> Result<Stream, BoxError> {
     let host = uri.host().unwrap_or_default();
     // An IPv6 address has brackets in a URL only.
     let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
     let name = ServerName::try_from(host.to_owned())?;
     let needs_http_2 = config.alpn_protocols == [tls::HTTP_2];
-    let stream = TlsConnector::from(config).connect(name, stream).await?;
+    files.follow().await;
+    let stream = TlsConnector::from(Arc::clone(config)).connect(name, stream).await?;
     if needs_http_2 && stream.get_ref().1.alpn_protocol() != Some(tls::HTTP_2) {
         return Err("the server does not offer HTTP/2, which gRPC needs".into());
     }

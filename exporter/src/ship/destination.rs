@@ -36,6 +36,10 @@ struct Journey {
     link: watch::Receiver<Arc<Link>>,
     deadline: Deadline,
     first_attempt: Option<Instant>,
+    /// When it was first sent, wherever to.
+    began: Option<Instant>,
+    /// What was answered last; `None`: nothing.
+    answer: Option<Answer>,
     /// What it is sent in after the collector did not say why it refused it in a stronger compression.
     lowered: Option<Compression>,
     /// It was refused in each: so it was not the compression.
@@ -96,6 +100,8 @@ impl Destination {
             link: self.link.subscribe(),
             deadline: self.queue.deadline(),
             first_attempt: None,
+            began: None,
+            answer: None,
             lowered: None,
             exhausted: false,
         };
@@ -103,6 +109,9 @@ impl Destination {
             End::TooLarge { reason } => self.halve(&mut journey, &batch, &reason).await,
             End::Refused { answer, reason } => self.isolate(&mut journey, batch, answer, &reason).await,
             End::Delivered { .. } | End::Lost(_) | End::Drained => {}
+        }
+        if let Some(began) = journey.began {
+            self.queue.counters().timed(began.elapsed(), journey.taken.fault(), journey.answer);
         }
     }
 
@@ -224,9 +233,7 @@ impl Destination {
                 Ok(sent) => sent,
                 Err(end) => return end,
             };
-            let started = *journey.first_attempt.get_or_insert_with(Instant::now);
-            let outcome = until(&mut journey.deadline, link.transport.send(sent)).await;
-            let Some(outcome) = outcome else { return End::Drained };
+            let Some((started, outcome)) = journey.send(link, sent).await else { return End::Drained };
             let (after, reason) = match outcome {
                 Outcome::Accepted => {
                     link.delivered(compression, journey.given_up(compression));
@@ -364,6 +371,17 @@ enum Pause {
 impl Journey {
     fn current(&mut self) -> Arc<Link> {
         Arc::clone(&self.link.borrow_and_update())
+    }
+
+    /// What came of it, and when it was tried first. `None`: the drain was over first.
+    async fn send(&mut self, link: &Link, sent: &Batch) -> Option<(Instant, Outcome)> {
+        let now = Instant::now();
+        let started = *self.first_attempt.get_or_insert(now);
+        self.began.get_or_insert(now);
+        self.answer = None;
+        let (outcome, answer) = until(&mut self.deadline, link.transport.send(sent)).await?;
+        self.answer = answer;
+        Some((started, outcome))
     }
 
     fn too_large(&mut self, part: &Batch, reason: &str) {

@@ -50,18 +50,18 @@ impl Grpc {
         Ok(Self { route, channel, headers, timeout: export.timeout })
     }
 
-    pub(super) async fn send(&self, batch: &Batch) -> Outcome {
+    pub(super) async fn send(&self, batch: &Batch) -> (Outcome, Option<Answer>) {
         let channel = self.channel.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let answer = self.exchange(channel, batch);
         let Some(timeout) = self.timeout else { return answer.await };
         tokio::time::timeout(timeout, answer).await.unwrap_or_else(|_| {
             // The connection may be dead without a sign of it; the next attempt should not wait on it too.
             *self.channel.lock().unwrap_or_else(PoisonError::into_inner) = self.route.channel();
-            Outcome::unanswered(format!("no answer within {timeout:?}"))
+            (Outcome::unanswered(format!("no answer within {timeout:?}")), None)
         })
     }
 
-    async fn exchange(&self, mut channel: Channel, batch: &Batch) -> Outcome {
+    async fn exchange(&self, mut channel: Channel, batch: &Batch) -> (Outcome, Option<Answer>) {
         let mut request = Request::new(Body::new(Full::new(batch.body().clone())));
         *request.method_mut() = Method::POST;
         *request.uri_mut() = http::Uri::from_static(path(batch.signal()));
@@ -70,11 +70,11 @@ impl Grpc {
             request.headers_mut().insert("grpc-encoding", HeaderValue::from_static(encoding));
         }
         if let Err(error) = poll_fn(|cx| channel.poll_ready(cx)).await {
-            return Outcome::unanswered(chain(&error));
+            return (Outcome::unanswered(chain(&error)), None);
         }
         match channel.call(request).await {
             Ok(response) => read(response, batch).await,
-            Err(error) => Outcome::unanswered(chain(&error)),
+            Err(error) => (Outcome::unanswered(chain(&error)), None),
         }
     }
 }
@@ -136,21 +136,25 @@ impl Route {
 }
 
 /// The status ends a response: without it, whether the records were taken is not known.
-async fn read(response: Response<Body>, batch: &Batch) -> Outcome {
+async fn read(response: Response<Body>, batch: &Batch) -> (Outcome, Option<Answer>) {
     let (head, mut body) = response.into_parts();
     let (mut data, mut trailers) = (Read::default(), None);
     while let Some(frame) = body.frame().await {
         match frame.map(http_body::Frame::into_data) {
             Ok(Ok(chunk)) => {
                 if !data.take(&chunk) {
-                    return Outcome::answer_too_large(Answer::Grpc(Code::ResourceExhausted.into()));
+                    let answer = Answer::Grpc(Code::ResourceExhausted.into());
+                    return (Outcome::answer_too_large(answer), Some(answer));
                 }
             }
             Ok(Err(frame)) => trailers = frame.into_trailers().ok().or(trailers),
-            Err(status) => return Outcome::unanswered(chain(&status)),
+            Err(status) => return (Outcome::unanswered(chain(&status)), None),
         }
     }
-    Outcome::from_grpc(head.status, &head.headers, trailers.as_ref(), unframe(data.bytes()), batch.compression())
+    let message = unframe(data.bytes());
+    let (outcome, code) =
+        Outcome::from_grpc(head.status, &head.headers, trailers.as_ref(), message, batch.compression());
+    (outcome, Some(Answer::Grpc(code.into())))
 }
 
 /// The message in a response body; what cannot be one is returned as it is, and will not decode.

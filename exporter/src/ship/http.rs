@@ -1,14 +1,21 @@
 //! OTLP over HTTP, in protobuf or JSON: one POST a batch.
 
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use reqwest::{Client, Proxy, redirect};
+use rustls::ClientConfig;
 use tokio::time::{Instant, timeout_at};
+use tower_layer::Layer;
+use tower_service::Service;
 use url::Url;
 
 use super::outcome::{Body, Outcome};
 use super::proxy::Proxies;
+use super::tls::{Files, Tls};
 use super::{ShipError, chain, encoding_name, tls, unix_path, user_agent};
 use crate::config::{Export, Protocol, Signal};
 use crate::queue::{Answer, Batch};
@@ -43,7 +50,7 @@ impl Http {
         Ok(Self { client: client(export, proxies)?, url: url(export, path)?, headers, timeout: export.timeout })
     }
 
-    pub(super) async fn send(&self, batch: &Batch) -> Outcome {
+    pub(super) async fn send(&self, batch: &Batch) -> (Outcome, Option<Answer>) {
         let mut request = self.client.post(self.url.clone()).headers(self.headers.clone()).body(batch.body().clone());
         if let Some(encoding) = encoding_name(batch.compression()) {
             request = request.header(header::CONTENT_ENCODING, encoding);
@@ -51,17 +58,22 @@ impl Http {
         let deadline = self.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         let mut response = match within(deadline, request.send()).await {
             Some(Ok(response)) => response,
-            Some(Err(error)) => return Outcome::unanswered(chain(&error.without_url())),
-            None => return Outcome::unanswered(format!("no answer within {:?}", self.timeout.unwrap_or_default())),
+            Some(Err(error)) => return (Outcome::unanswered(chain(&error.without_url())), None),
+            None => {
+                let reason = format!("no answer within {:?}", self.timeout.unwrap_or_default());
+                return (Outcome::unanswered(reason), None);
+            }
         };
+        let answer = Answer::Http(response.status().as_u16());
         let mut body = Body::default();
         // The status has decided: a body that breaks off or stalls only takes its details with it.
         while let Some(Ok(Some(chunk))) = within(deadline, response.chunk()).await {
             if !body.take(&chunk) {
-                return Outcome::answer_too_large(Answer::Http(response.status().as_u16()));
+                return (Outcome::answer_too_large(answer), Some(answer));
             }
         }
-        Outcome::from_http(response.status(), response.headers(), body.bytes(), batch.compression())
+        let outcome = Outcome::from_http(response.status(), response.headers(), body.bytes(), batch.compression());
+        (outcome, Some(answer))
     }
 }
 
@@ -103,8 +115,57 @@ pub(super) fn client(export: &Export, proxies: &Proxies) -> Result<Client, ShipE
     if let Some(path) = unix_path(&export.endpoint)? {
         builder = builder.unix_socket(path);
     }
-    let tls = if is_tls { tls::config(export, &[tls::HTTP_2, tls::HTTP_1])? } else { tls::unused()? };
-    builder.tls_backend_preconfigured(tls).build().map_err(invalid)
+    builder = if is_tls {
+        let Tls { config, files } = tls::config(export, &[tls::HTTP_2, tls::HTTP_1])?;
+        builder.tls_backend_preconfigured(ClientConfig::clone(&config)).connector_layer(Following(files))
+    } else {
+        builder.tls_backend_preconfigured(tls::unused()?)
+    };
+    builder.build().map_err(invalid)
+}
+
+/// Has a look at the certificates before what is below it connects.
+#[derive(Clone)]
+struct Following(Arc<Files>);
+
+#[derive(Clone)]
+struct Followed<S> {
+    files: Arc<Files>,
+    inner: S,
+}
+
+impl<S> Layer<S> for Following {
+    type Service = Followed<S>;
+
+    fn layer(&self, inner: S) -> Followed<S> {
+        Followed { files: Arc::clone(&self.0), inner }
+    }
+}
+
+impl<S, R> Service<R> for Followed<S>
+where
+    S: Service<R> + Clone + Send + 'static,
+    S::Future: Send,
+    R: Send + 'static,
+{
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = Pin<Box<dyn Future<Output = Result<S::Response, S::Error>> + Send>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: R) -> Self::Future {
+        // The clone may not be ready, as this one is.
+        let fresh = self.inner.clone();
+        let mut inner = std::mem::replace(&mut self.inner, fresh);
+        let files = Arc::clone(&self.files);
+        Box::pin(async move {
+            files.follow().await;
+            inner.call(request).await
+        })
+    }
 }
 
 /// On a Unix socket, what the specification has as the signal's path; else as it was given.

@@ -80,16 +80,26 @@ impl Outcome {
         Self::Permanent { answer, reason: format!("the answer is larger than {} MiB", ANSWER_MAX >> 20) }
     }
 
-    /// From a gRPC response: its status is in `trailers`, or in `headers` if there was nothing else.
+    /// From a gRPC response, with its code: its status is in `trailers`, or in `headers` if there was nothing else.
     pub(super) fn from_grpc(
         http: StatusCode,
         headers: &HeaderMap,
         trailers: Option<&HeaderMap>,
         message: &[u8],
         sent: Compression,
-    ) -> Self {
+    ) -> (Self, Code) {
         let status = trailers.and_then(GrpcStatus::parse).or_else(|| GrpcStatus::parse(headers));
         let status = status.unwrap_or_else(|| GrpcStatus::infer(http));
+        (Self::from_status(&status, headers, trailers, message, sent), status.code)
+    }
+
+    fn from_status(
+        status: &GrpcStatus,
+        headers: &HeaderMap,
+        trailers: Option<&HeaderMap>,
+        message: &[u8],
+        sent: Compression,
+    ) -> Self {
         if status.code == Code::Ok {
             return Self::accepted(message, Response::from_protobuf);
         }
@@ -346,7 +356,8 @@ mod tests {
         let mut headers = HeaderMap::new();
         headers.insert("grpc-status", header::HeaderValue::from_static("8"));
         headers.insert("grpc-status-details-bin", header::HeaderValue::from_static("%%%"));
-        let outcome = Outcome::from_grpc(StatusCode::OK, &headers, None, b"", Compression::None);
+        let (outcome, code) = Outcome::from_grpc(StatusCode::OK, &headers, None, b"", Compression::None);
+        assert_eq!(code, Code::ResourceExhausted);
         let refused = Outcome::Permanent { answer: Answer::Grpc(8), reason: "RESOURCE_EXHAUSTED".into() };
         assert_eq!(outcome, refused);
     }

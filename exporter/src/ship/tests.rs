@@ -107,7 +107,7 @@ impl Shipping {
     }
 
     fn replace(&self, export: &Export) {
-        self.shipper.replace(self.shipper.prepare(export).unwrap());
+        self.shipper.replace(self.shipper.prepare(export)().unwrap());
     }
 
     /// Closes the queue; the counters once all is settled, which must add up.

@@ -5,7 +5,8 @@ use std::fmt;
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{ResolvesClientCert, Resumption, WebPkiServerVerifier};
@@ -14,6 +15,8 @@ use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use tokio::task::spawn_blocking;
+use tokio::time::timeout;
 
 use super::ShipError;
 use crate::config::{ClientIdentity, Export};
@@ -21,8 +24,16 @@ use crate::config::{ClientIdentity, Export};
 pub(super) const HTTP_2: &[u8] = b"h2";
 pub(super) const HTTP_1: &[u8] = b"http/1.1";
 
+/// How connections are secured, and what they are secured with.
+#[derive(Clone, Debug)]
+pub(super) struct Tls {
+    pub(super) config: Arc<ClientConfig>,
+    /// To be [followed](Files::follow) before each connection.
+    pub(super) files: Arc<Files>,
+}
+
 /// Trusts the CA file or else the system's certificates, and shows the client certificate to who asks for it.
-pub(super) fn config(export: &Export, alpn: &[&[u8]]) -> Result<ClientConfig, ShipError> {
+pub(super) fn config(export: &Export, alpn: &[&[u8]]) -> Result<Tls, ShipError> {
     let provider = Arc::new(ring::default_provider());
     let files = Arc::new(Files::read(export, Arc::clone(&provider))?);
     let builder = ClientConfig::builder_with_provider(provider)
@@ -31,13 +42,13 @@ pub(super) fn config(export: &Export, alpn: &[&[u8]]) -> Result<ClientConfig, Sh
         .dangerous()
         .with_custom_certificate_verifier(Arc::clone(&files) as _);
     let mut config = match export.client {
-        Some(_) => builder.with_client_cert_resolver(files),
+        Some(_) => builder.with_client_cert_resolver(Arc::clone(&files) as _),
         None => builder.with_no_client_auth(),
     };
     // A resumed session would be one of the certificates that were there before.
     config.resumption = Resumption::disabled();
     config.alpn_protocols = alpn.iter().map(|&name| name.to_owned()).collect();
-    Ok(config)
+    Ok(Tls { config: Arc::new(config), files })
 }
 
 /// For endpoints without TLS: trusts nobody, and so needs no certificates in memory.
@@ -48,21 +59,28 @@ pub(super) fn unused() -> Result<ClientConfig, ShipError> {
     Ok(builder.with_root_certificates(RootCertStore::empty()).with_no_client_auth())
 }
 
+/// How long a connection waits for a disk to say whether certificates have changed. What it says later is for the next one.
+const LOOK: Duration = Duration::from_millis(200);
+
 /// The files, and what was in them when they were last good.
-struct Files {
+pub(super) struct Files {
     ca: Option<PathBuf>,
     client: Option<ClientIdentity>,
     provider: Arc<CryptoProvider>,
+    /// Whose it is looks at the files.
+    turn: Arc<tokio::sync::Mutex<()>>,
+    /// Never held while files are read.
     known: Mutex<Known>,
 }
 
 struct Known {
-    stamps: Vec<Option<Stamp>>,
+    stamps: Stamps,
+    /// Of files that have changed since.
+    found: Option<(Stamps, Result<Credentials, ShipError>)>,
     credentials: Credentials,
     warned: bool,
 }
 
-#[derive(Clone)]
 struct Credentials {
     verifier: Arc<WebPkiServerVerifier>,
     client: Option<Arc<CertifiedKey>>,
@@ -70,6 +88,8 @@ struct Credentials {
 
 /// Device, inode, size, and when it was written: seconds and nanoseconds.
 type Stamp = (u64, u64, u64, i64, i64);
+/// Of each file; `None`: it is not there.
+type Stamps = Vec<Option<Stamp>>;
 
 impl Files {
     fn read(export: &Export, provider: Arc<CryptoProvider>) -> Result<Self, ShipError> {
@@ -77,34 +97,63 @@ impl Files {
         // Before the files are read: a change in between is seen by the first connection.
         let stamps = stamps(ca.as_deref(), client.as_ref());
         let credentials = Credentials::read(ca.as_deref(), client.as_ref(), &provider)?;
-        Ok(Self { ca, client, provider, known: Mutex::new(Known { stamps, credentials, warned: false }) })
+        let known = Mutex::new(Known { stamps, found: None, credentials, warned: false });
+        Ok(Self { ca, client, provider, turn: Arc::default(), known })
     }
 
-    /// For a connection that is being made, which happens rarely enough to look at the files each time.
-    fn current(&self) -> Credentials {
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let stamps = stamps(self.ca.as_deref(), self.client.as_ref());
-        if stamps != known.stamps {
-            known.stamps = stamps;
-            match Credentials::read(self.ca.as_deref(), self.client.as_ref(), &self.provider) {
-                Ok(credentials) => {
-                    known.credentials = credentials;
-                    known.warned = false;
-                    tracing::info!("changed certificates are in use from the next connection on");
-                }
-                // Certificate and key are rarely replaced in one step.
-                Err(error) if !std::mem::replace(&mut known.warned, true) => {
-                    let error = super::chain(&error);
-                    tracing::warn!(error, "changed certificates cannot be used; those before stay in use");
-                }
-                Err(_) => {}
-            }
+    /// Looks at the files, for a connection that is about to be made, which happens rarely enough to do so each time. Where
+    /// the disk does not answer, what was known stays in use. Within a tokio runtime only.
+    pub(super) async fn follow(self: &Arc<Self>) {
+        if self.ca.is_none() && self.client.is_none() {
+            return;
         }
-        known.credentials.clone()
+        let files = Arc::clone(self);
+        let look = async move {
+            // One at a time, be it that nobody waits for it any more: each may hold a thread for as long as the disk likes.
+            let turn = Arc::clone(&files.turn).lock_owned().await;
+            let look = move || {
+                files.look();
+                drop(turn);
+            };
+            spawn_blocking(look).await
+        };
+        drop(timeout(LOOK, look).await);
+        self.take_up();
+    }
+
+    fn look(&self) {
+        let stamps = stamps(self.ca.as_deref(), self.client.as_ref());
+        let has_changed = stamps != self.known().stamps;
+        let read = has_changed.then(|| Credentials::read(self.ca.as_deref(), self.client.as_ref(), &self.provider));
+        self.known().found = read.map(|read| (stamps, read));
+    }
+
+    /// What was found last, be it too late for the connection that it was looked at for.
+    fn take_up(&self) {
+        let mut known = self.known();
+        let Some((stamps, read)) = known.found.take() else { return };
+        known.stamps = stamps;
+        match read {
+            Ok(credentials) => {
+                known.credentials = credentials;
+                known.warned = false;
+                tracing::info!("changed certificates are in use from the next connection on");
+            }
+            // Certificate and key are rarely replaced in one step.
+            Err(error) if !std::mem::replace(&mut known.warned, true) => {
+                let error = super::chain(&error);
+                tracing::warn!(error, "changed certificates cannot be used; those before stay in use");
+            }
+            Err(_) => {}
+        }
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-fn stamps(ca: Option<&Path>, client: Option<&ClientIdentity>) -> Vec<Option<Stamp>> {
+fn stamps(ca: Option<&Path>, client: Option<&ClientIdentity>) -> Stamps {
     let client = client.into_iter().flat_map(|client| [client.certificate.as_path(), client.key.as_path()]);
     ca.into_iter().chain(client).map(stamp).collect()
 }
@@ -218,7 +267,7 @@ impl ServerCertVerifier for Files {
         ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        let verifier = self.current().verifier;
+        let verifier = Arc::clone(&self.known().credentials.verifier);
         verifier.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)
     }
 
@@ -247,7 +296,7 @@ impl ServerCertVerifier for Files {
 
 impl ResolvesClientCert for Files {
     fn resolve(&self, _root_hint_subjects: &[&[u8]], _sigschemes: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
-        self.current().client
+        self.known().credentials.client.clone()
     }
 
     fn has_certs(&self) -> bool {

@@ -23,16 +23,20 @@ use crate::ship::{self, chain};
 /// Of an answer to an export; the rest is not read.
 const ANSWER_MAX: usize = 64 << 10;
 
-/// Says once that exports fail, and once that they work again.
-pub(super) struct Exporter {
+/// Where to may change.
+#[derive(Clone)]
+pub(super) struct Exporter(Arc<Mutex<Arc<Way>>>);
+
+/// One way to export. Says once that exports fail, and once that they work again.
+pub(super) struct Way {
     inner: MetricExporter,
     endpoint: String,
     reason: Reason,
     failing: AtomicBool,
 }
 
-impl Exporter {
-    /// Within a tokio runtime only.
+impl Way {
+    /// Reads files. Within a tokio runtime only.
     pub(super) fn new(export: &Export, interval: Duration) -> Result<Self, TelemetryError> {
         let reason = Reason::default();
         Ok(Self {
@@ -42,38 +46,65 @@ impl Exporter {
             failing: AtomicBool::new(false),
         })
     }
+
+    fn tell(&self, result: &OTelSdkResult) {
+        let failed = self.failing.swap(result.is_err(), Relaxed);
+        match result {
+            Err(error) if !failed => {
+                let reason = self.reason.lock().unwrap_or_else(PoisonError::into_inner).take();
+                let reason = reason.unwrap_or_else(|| error.to_string());
+                tracing::warn!(
+                    endpoint = self.endpoint,
+                    reason,
+                    "metrics can't be exported; this is tried again, and events go on"
+                );
+            }
+            Ok(()) if failed => tracing::info!(endpoint = self.endpoint, "metrics are exported again"),
+            Ok(()) | Err(_) => {}
+        }
+    }
+}
+
+impl Exporter {
+    pub(super) fn new(way: Way) -> Self {
+        Self(Arc::new(Mutex::new(Arc::new(way))))
+    }
+
+    /// What is under way ends where it began.
+    pub(super) fn replace(&self, way: Way) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(way);
+    }
+
+    fn way(&self) -> Arc<Way> {
+        Arc::clone(&self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl fmt::Debug for Exporter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Exporter").field("endpoint", &self.way().endpoint).finish_non_exhaustive()
+    }
 }
 
 impl PushMetricExporter for Exporter {
     async fn export(&self, metrics: &ResourceMetrics) -> OTelSdkResult {
-        let result = self.inner.export(metrics).await;
-        let failed = self.failing.swap(result.is_err(), Relaxed);
-        if let Err(error) = &result
-            && !failed
-        {
-            let reason = self.reason.lock().unwrap_or_else(PoisonError::into_inner).take();
-            let reason = reason.unwrap_or_else(|| error.to_string());
-            tracing::warn!(
-                endpoint = self.endpoint,
-                reason,
-                "metrics can't be exported; this is tried again, and events go on"
-            );
-        } else if result.is_ok() && failed {
-            tracing::info!(endpoint = self.endpoint, "metrics are exported again");
-        }
+        let way = self.way();
+        let result = way.inner.export(metrics).await;
+        way.tell(&result);
         result
     }
 
     fn force_flush(&self) -> OTelSdkResult {
-        self.inner.force_flush()
+        self.way().inner.force_flush()
     }
 
     fn shutdown_with_timeout(&self, timeout: Duration) -> OTelSdkResult {
-        self.inner.shutdown_with_timeout(timeout)
+        self.way().inner.shutdown_with_timeout(timeout)
     }
 
+    /// Ours are all alike in this.
     fn temporality(&self) -> Temporality {
-        self.inner.temporality()
+        self.way().inner.temporality()
     }
 }
 

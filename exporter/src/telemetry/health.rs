@@ -20,6 +20,8 @@ pub struct Condition {
     pub stopping: bool,
     /// Runtimes that should tell of their containers and do not, with the reason.
     pub degraded: Vec<String>,
+    /// What uprobes' thread is at for too long, and since when.
+    pub busy: Option<(Duration, String)>,
     pub deliveries: Vec<Delivery>,
 }
 
@@ -88,6 +90,9 @@ impl Condition {
             obstacles.push("not attached: stopping".to_owned());
         }
         obstacles.extend(self.degraded.iter().map(|runtime| format!("not attributing: {runtime}")));
+        if let Some((since, with)) = &self.busy {
+            obstacles.push(format!("not probing: busy since {} s with {with}", since.as_secs()));
+        }
         for Delivery { destination, signal, state } in &self.deliveries {
             match state {
                 State::Untried | State::Delivering => {}
@@ -143,7 +148,7 @@ mod tests {
 
     #[test]
     fn each_obstacle_is_a_line() {
-        let shared = Shared::new(Vec::new());
+        let shared = Shared::new();
         let now = Instant::now();
         let delivery =
             |destination: &str, state| Delivery { destination: destination.into(), signal: Signal::Logs, state };
@@ -154,10 +159,12 @@ mod tests {
         *lock(&shared.condition) = condition.clone();
         assert_eq!(ready(&shared, now), (true, "ready: attached, attributing, delivering\n".into()));
         condition.degraded.push("docker's socket: gone".into());
+        condition.busy = Some((Duration::from_secs(7), "/usr/bin/bash of process 3".into()));
         condition.deliveries[0].state = State::Failing { reason: "refused\nagain".into() };
         condition.deliveries[1].state = State::Losing { reason: "x".repeat(1000) };
         *lock(&shared.condition) = condition;
-        let lines = "not attributing: docker's socket: gone\nnot delivering logs to a: failing: refused again\n";
+        let lines = "not attributing: docker's socket: gone\nnot probing: busy since 7 s with /usr/bin/bash of process 3\n\
+            not delivering logs to a: failing: refused again\n";
         let last = "not delivering logs to b: losing: ";
         let lines = format!("{lines}{last}{}\n", "x".repeat(LINE - last.len()));
         assert_eq!(ready(&shared, now), (false, lines));
@@ -170,7 +177,7 @@ mod tests {
 
     #[test]
     fn who_drains_is_alive_but_not_ready() {
-        let shared = Shared::new(Vec::new());
+        let shared = Shared::new();
         let later = Instant::now() + 2 * ALIVE;
         assert!(!alive(&shared, later).0);
         *lock(&shared.condition) = Condition { stopping: true, ..Condition::default() };

@@ -7,15 +7,16 @@ use std::sync::Arc;
 
 use namespan_ebpf::wire::Program;
 use opentelemetry::KeyValue;
-use opentelemetry::metrics::{AsyncInstrument, Meter};
+use opentelemetry::metrics::{AsyncInstrument, Histogram, Meter};
 
 use super::health::State;
 use super::{Shared, Shipped, Status, lock, name_of, process};
 use crate::config::{Protocol, Signal};
 use crate::model::semconv;
-use crate::queue::Spooled;
+use crate::queue::{Answer, GRPC_CODES, Spooled};
 
-pub(super) fn register(meter: &Meter, shared: &Arc<Shared>) {
+/// What is not observed, but recorded as it happens, goes to what this returns.
+pub(super) fn register(meter: &Meter, shared: &Arc<Shared>) -> Histogram<f64> {
     let instruments = Instruments { meter, shared };
     of_events(&instruments);
     of_containers(&instruments);
@@ -26,6 +27,44 @@ pub(super) fn register(meter: &Meter, shared: &Arc<Shared>) {
     of_destinations(&instruments);
     of_spools(&instruments);
     of_ourselves(&instruments);
+    meter
+        .f64_histogram("otel.sdk.exporter.operation.duration")
+        .with_unit("s")
+        .with_description(
+            "How long it took from the first request with a batch until it was settled, requests that were sent again and the \
+             waits between them included",
+        )
+        .with_boundaries(DURATIONS.to_vec())
+        .build()
+}
+
+/// From an answer at once to the end of what is sent again.
+const DURATIONS: [f64; 14] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0];
+
+/// From now on each batch of these is recorded. What came before them of the same name is as it was.
+pub(super) fn time(durations: &Histogram<f64>, shipped: &[Shipped]) {
+    for names in [&LOGS, &SPANS] {
+        let of_signal = shipped.iter().filter(|shipped| shipped.queue.signal() == names.signal);
+        for (number, shipped) in of_signal.enumerate() {
+            let (durations, common) = (durations.clone(), exporter(names, number, shipped));
+            shipped.queue.counters().time_with(Arc::new(move |took, fault, answer| {
+                let mut attributes = common.clone();
+                attributes.extend(fault.map(|fault| KeyValue::new(semconv::ERROR_TYPE, fault.to_string())));
+                attributes.extend(answer.map(status_code));
+                durations.record(took.as_secs_f64(), &attributes);
+            }));
+        }
+    }
+}
+
+fn status_code(answer: Answer) -> KeyValue {
+    match answer {
+        Answer::Grpc(code) => {
+            let name = usize::try_from(code).ok().and_then(|code| GRPC_CODES.get(code)).unwrap_or(&"UNKNOWN");
+            KeyValue::new(semconv::RPC_RESPONSE_STATUS_CODE, *name)
+        }
+        Answer::Http(code) => KeyValue::new(semconv::HTTP_RESPONSE_STATUS_CODE, i64::from(code)),
+    }
 }
 
 fn of_events(of: &Instruments<'_>) {
@@ -166,7 +205,7 @@ fn of_signal(of: &Instruments<'_>, names: &'static Names) {
         .with_callback(move |observer| {
             each(&shared, names, |shipped, number| {
                 let attributes = component(names.processor, number, shipped);
-                observer.observe(signed(shipped.queue.depth().records), &attributes);
+                observer.observe(signed(shipped.depth().records), &attributes);
             });
         })
         .build();
@@ -177,7 +216,7 @@ fn of_signal(of: &Instruments<'_>, names: &'static Names) {
         .with_description(format!("{items} that were sent or are to be sent again, and are not settled"))
         .with_callback(move |observer| {
             each(&shared, names, |shipped, number| {
-                let in_flight = shipped.queue.counters().snapshot().in_flight;
+                let in_flight = shipped.counters().in_flight;
                 observer.observe(signed(in_flight), &exporter(names, number, shipped));
             });
         })
@@ -191,7 +230,7 @@ fn of_signal(of: &Instruments<'_>, names: &'static Names) {
         ))
         .with_callback(move |observer| {
             each(&shared, names, |shipped, number| {
-                let counters = shipped.queue.counters().snapshot();
+                let counters = shipped.counters();
                 let mut attributes = exporter(names, number, shipped);
                 observer.observe(counters.exported, &attributes);
                 let dropped = counters.dropped.iter().map(|(reason, records)| (reason.to_string(), *records));
@@ -208,16 +247,12 @@ fn of_signal(of: &Instruments<'_>, names: &'static Names) {
 /// What is the same for both signals, and has none of its names in the semantic conventions.
 fn of_destinations(of: &Instruments<'_>) {
     let meaning = "Log records or spans given to the queue of a destination";
-    of.shipped_counter("namespan.export.accepted", "{record}", meaning, |shipped| {
-        Some(shipped.queue.counters().snapshot().accepted)
-    });
+    of.shipped_counter("namespan.export.accepted", "{record}", meaning, |shipped| Some(shipped.counters().accepted));
     let meaning = "Requests that had to be sent again";
-    of.shipped_counter("namespan.export.retries", "{request}", meaning, |shipped| {
-        Some(shipped.queue.counters().snapshot().retries)
-    });
+    of.shipped_counter("namespan.export.retries", "{request}", meaning, |shipped| Some(shipped.counters().retries));
     // The conventions' `queue.capacity` counts records.
     let meaning = "Bytes that wait in the queue of a destination, as they will be sent";
-    of.shipped_level("namespan.queue.usage", "By", meaning, |shipped| Some(shipped.queue.depth().bytes as u64));
+    of.shipped_level("namespan.queue.usage", "By", meaning, |shipped| Some(shipped.depth().bytes as u64));
     let meaning = "Most bytes that may wait in the queue of a destination";
     of.shipped_level("namespan.queue.limit", "By", meaning, |shipped| Some(shipped.max_bytes as u64));
     let shared = Arc::clone(of.shared);
@@ -255,7 +290,7 @@ fn of_spools(of: &Instruments<'_>) {
 }
 
 fn spooled(shipped: &Shipped) -> Option<Spooled> {
-    shipped.queue.counters().snapshot().spool
+    shipped.counters().spool
 }
 
 fn of_ourselves(of: &Instruments<'_>) {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceRequest;
 use opentelemetry_proto::tonic::common::v1::any_value::Value;
 use opentelemetry_proto::tonic::common::v1::{InstrumentationScope, KeyValue};
-use opentelemetry_proto::tonic::metrics::v1::{Metric, NumberDataPoint, metric, number_data_point};
+use opentelemetry_proto::tonic::metrics::v1::{HistogramDataPoint, Metric, NumberDataPoint, metric, number_data_point};
 use opentelemetry_sdk::error::OTelSdkResult;
 use opentelemetry_sdk::metrics::data::ResourceMetrics;
 use opentelemetry_sdk::metrics::reader::MetricReader;
@@ -91,6 +91,12 @@ fn family(out: &mut String, metric: &Metric, scope: &[(&str, &str)]) -> fmt::Res
     let name = name(metric, kind);
     writeln!(out, "# HELP {name} {}", escaped(&metric.description, false))?;
     writeln!(out, "# TYPE {name} {}", kind.word())?;
+    let points = match points {
+        Points::Numbers(points) => points,
+        Points::Histograms(points) => {
+            return points.iter().try_for_each(|point| histogram(out, &name, point, scope));
+        }
+    };
     for point in points {
         out.push_str(&name);
         labels(out, &point.attributes, scope)?;
@@ -103,10 +109,37 @@ fn family(out: &mut String, metric: &Metric, scope: &[(&str, &str)]) -> fmt::Res
     Ok(())
 }
 
+/// Each bucket has what is in those before it as well.
+fn histogram(out: &mut String, name: &str, point: &HistogramDataPoint, scope: &[(&str, &str)]) -> fmt::Result {
+    let bounds = point.explicit_bounds.iter().map(f64::to_string).chain(["+Inf".to_owned()]);
+    let mut below = 0;
+    for (bound, count) in bounds.zip(&point.bucket_counts) {
+        below += count;
+        write!(out, "{name}_bucket")?;
+        let scope: Vec<_> = scope.iter().copied().chain([("le", bound.as_str())]).collect();
+        labels(out, &point.attributes, &scope)?;
+        writeln!(out, " {below}")?;
+    }
+    write!(out, "{name}_sum")?;
+    labels(out, &point.attributes, scope)?;
+    writeln!(out, " {}", point.sum.unwrap_or_default())?;
+    write!(out, "{name}_count")?;
+    labels(out, &point.attributes, scope)?;
+    writeln!(out, " {}", point.count)
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     Counter,
     Gauge,
+    Histogram,
+}
+
+/// Of one metric.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Points<'a> {
+    Numbers(&'a [NumberDataPoint]),
+    Histograms(&'a [HistogramDataPoint]),
 }
 
 impl Kind {
@@ -114,18 +147,20 @@ impl Kind {
         match self {
             Self::Counter => "counter",
             Self::Gauge => "gauge",
+            Self::Histogram => "histogram",
         }
     }
 }
 
 /// `None`: a kind of metric that we have none of.
-pub(super) fn points(metric: &Metric) -> Option<(Kind, &[NumberDataPoint])> {
-    match metric.data.as_ref()? {
-        metric::Data::Gauge(gauge) => Some((Kind::Gauge, &gauge.data_points)),
-        metric::Data::Sum(sum) if sum.is_monotonic => Some((Kind::Counter, &sum.data_points)),
-        metric::Data::Sum(sum) => Some((Kind::Gauge, &sum.data_points)),
-        metric::Data::Histogram(_) | metric::Data::ExponentialHistogram(_) | metric::Data::Summary(_) => None,
-    }
+pub(super) fn points(metric: &Metric) -> Option<(Kind, Points<'_>)> {
+    Some(match metric.data.as_ref()? {
+        metric::Data::Gauge(gauge) => (Kind::Gauge, Points::Numbers(&gauge.data_points)),
+        metric::Data::Sum(sum) if sum.is_monotonic => (Kind::Counter, Points::Numbers(&sum.data_points)),
+        metric::Data::Sum(sum) => (Kind::Gauge, Points::Numbers(&sum.data_points)),
+        metric::Data::Histogram(histogram) => (Kind::Histogram, Points::Histograms(&histogram.data_points)),
+        metric::Data::ExponentialHistogram(_) | metric::Data::Summary(_) => return None,
+    })
 }
 
 /// With unit and, of a counter, `_total`.
@@ -209,7 +244,7 @@ fn escaped(text: &str, quotes: bool) -> String {
 #[cfg(test)]
 mod tests {
     use opentelemetry_proto::tonic::common::v1::AnyValue;
-    use opentelemetry_proto::tonic::metrics::v1::{Gauge, ResourceMetrics, ScopeMetrics, Sum};
+    use opentelemetry_proto::tonic::metrics::v1::{Gauge, Histogram, ResourceMetrics, ScopeMetrics, Sum};
     use opentelemetry_proto::tonic::resource::v1::Resource;
 
     use super::*;
@@ -238,11 +273,21 @@ mod tests {
         let int = number_data_point::Value::AsInt;
         let sum = |is_monotonic, data_points| metric::Data::Sum(Sum { data_points, is_monotonic, ..Sum::default() });
         let twice = vec![pair("a.b", "x\"\\\n"), pair("a_b", "y"), pair("7", "é")];
+        let times = HistogramDataPoint {
+            attributes: vec![pair("a", "b")],
+            count: 7,
+            sum: Some(3.5),
+            explicit_bounds: vec![0.25, 5.0],
+            bucket_counts: vec![4, 2, 1],
+            ..HistogramDataPoint::default()
+        };
+        let times = Histogram { data_points: vec![times], ..Histogram::default() };
         let metrics = vec![
             metric("namespan.events.dropped", "{event}", sum(true, vec![point(int(7), twice), point(int(0), vec![])])),
             metric("process.cpu.time", "s", sum(true, vec![point(number_data_point::Value::AsDouble(0.25), vec![])])),
             metric("queue..usage", "By", sum(false, vec![point(int(-3), vec![])])),
             metric("age.seconds", "s", metric::Data::Gauge(Gauge { data_points: vec![point(int(1), vec![])] })),
+            metric("duration", "s", metric::Data::Histogram(times)),
         ];
         let scope = Some(InstrumentationScope { name: "s".into(), version: "1".into(), ..Default::default() });
         let scope_metrics = vec![ScopeMetrics { scope, metrics, schema_url: "u".into() }];
@@ -268,6 +313,13 @@ queue_usage_bytes{{{scope}}} -3
 # HELP age_seconds {help}
 # TYPE age_seconds gauge
 age_seconds{{{scope}}} 1
+# HELP duration_seconds {help}
+# TYPE duration_seconds histogram
+duration_seconds_bucket{{a="b",le="0.25",{scope}}} 4
+duration_seconds_bucket{{a="b",le="5",{scope}}} 6
+duration_seconds_bucket{{a="b",le="+Inf",{scope}}} 7
+duration_seconds_sum{{a="b",{scope}}} 3.5
+duration_seconds_count{{a="b",{scope}}} 7
 "#
         );
         assert_eq!(written, expected);

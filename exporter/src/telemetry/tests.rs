@@ -13,7 +13,7 @@ use opentelemetry_proto::tonic::metrics::v1::{metric, number_data_point};
 
 use super::*;
 use crate::config::{self, Export, Metrics};
-use crate::queue::{Answer, Batch, Class, Reason};
+use crate::queue::{Answer, Batch, Class, Fault, Reason};
 use crate::ship::tests::collector::{self, Collector, Received, poll};
 
 /// Long enough for only the last export to happen.
@@ -98,6 +98,7 @@ fn values(request: &ExportMetricsServiceRequest) -> BTreeMap<String, i64> {
         let points = match &metric.data {
             Some(metric::Data::Sum(sum)) => &sum.data_points,
             Some(metric::Data::Gauge(gauge)) => &gauge.data_points,
+            Some(metric::Data::Histogram(_)) => continue,
             other => panic!("{other:?}"),
         };
         for point in points {
@@ -199,6 +200,49 @@ async fn after_the_last_export_everything_adds_up() {
         assert!(sum("process.memory.usage", "") > 1 << 20);
         assert_eq!(sum("namespan.process.evictions", ""), 1);
         assert_eq!(sum("namespan.events.dropped", "undecodable"), 2);
+    }
+}
+
+#[tokio::test]
+async fn metrics_go_another_way_from_one_moment_on_with_how_long_each_batch_took() {
+    for (from, to) in [(Protocol::Grpc, Protocol::HttpProtobuf), (Protocol::HttpJson, Protocol::Grpc)] {
+        let [old, new] = [Collector::start([]).await, Collector::start([]).await];
+        let queue = queue(Signal::Logs).await;
+        let mut telemetry = start(&config(old.address, from), std::slice::from_ref(&queue));
+        assert!(telemetry.plan(&config(old.address, from)).is_none());
+        let plan = telemetry.plan(&config(new.address, to)).unwrap();
+        telemetry.export(tokio::task::spawn_blocking(|| plan.open().unwrap()).await.unwrap());
+        assert!(telemetry.plan(&config(new.address, to)).is_none());
+        let fault = Fault::Dropped(Reason::Permanent(Answer::Http(400)));
+        queue.counters().timed(Duration::from_secs(2), Some(fault), Some(Answer::Http(400)));
+        queue.counters().timed(Duration::from_millis(1), None, Some(Answer::Grpc(0)));
+        queue.counters().timed(Duration::from_millis(7), None, Some(Answer::Grpc(0)));
+        telemetry.finish(Duration::from_secs(20)).await;
+        assert_eq!((old.received().len(), new.received().len()), (0, 1), "{from:?} {to:?}");
+        let request = decoded(&new.received()[0]);
+        let metrics = request.resource_metrics.iter().flat_map(|resource| &resource.scope_metrics);
+        let data = metrics.flat_map(|scope| &scope.metrics).filter_map(|metric| match &metric.data {
+            Some(metric::Data::Histogram(data)) => Some((&*metric.name, &*metric.unit, data)),
+            _ => None,
+        });
+        let [("otel.sdk.exporter.operation.duration", "s", histogram)] = data.collect::<Vec<_>>()[..] else { panic!() };
+        let mut points = Vec::new();
+        for point in &histogram.data_points {
+            let texts = texts(&point.attributes);
+            let of = |key: &str| texts.get(key).cloned().unwrap_or_default();
+            let codes = (of("http.response.status_code"), of("rpc.response.status_code"));
+            assert_eq!((of("namespan.destination"), of("server.address")), ("main".into(), "127.0.0.1".into()));
+            points.push((of("error.type"), codes, point.count, point.bucket_counts[..2].to_vec()));
+        }
+        points.sort();
+        let none = String::new;
+        assert_eq!(
+            points,
+            [
+                (none(), (none(), "OK".into()), 2, vec![1, 1]),
+                ("permanent:400".into(), ("400".into(), none()), 1, vec![0, 0])
+            ]
+        );
     }
 }
 

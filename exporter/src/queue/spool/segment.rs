@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{self, IoSlice};
 use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
+use std::time::Instant;
 
 use rustix::fs::{fdatasync, ftruncate};
 use rustix::io::pwritev;
@@ -26,9 +27,19 @@ pub(super) struct Segment {
     pub(super) is_of_this_boot: bool,
     /// There may be more to come.
     pub(super) is_open: bool,
+    pub(super) aside: Option<Aside>,
     /// While it is written, or read.
     file: Option<Arc<File>>,
     is_dirty: bool,
+}
+
+/// From where on a segment could not be read, for a reason that may pass.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Aside {
+    pub(super) offset: u64,
+    pub(super) since: Instant,
+    /// It is left alone until then.
+    pub(super) until: Option<Instant>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -69,6 +80,7 @@ impl Segment {
             left: Left::default(),
             is_of_this_boot: true,
             is_open: true,
+            aside: None,
             file: Some(Arc::new(file)),
             is_dirty: true,
         })
@@ -90,6 +102,7 @@ impl Segment {
             left: Left::default(),
             is_of_this_boot: of_boot == Some(boot) && boot != 0,
             is_open: false,
+            aside: None,
             file: None,
             is_dirty: false,
         };

@@ -3,12 +3,15 @@
 use std::collections::VecDeque;
 use std::io;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
-use super::SpoolError;
+use rustix::io::Errno;
+
 use super::age::Moment;
 use super::directory::{Directory, LOCK};
 use super::format::{HEAD, Marks, Record};
-use super::segment::{self, Found, Left, Segment};
+use super::segment::{self, Aside, Found, Left, Segment};
+use super::{RETRY, SpoolError};
 use crate::config::{self, Signal};
 use crate::queue::{Batch, Class, Counters, batch};
 
@@ -52,6 +55,7 @@ pub(super) struct Store {
     streams: [Stream; Class::ALL.len()],
     bytes: u64,
     max_bytes: u64,
+    max_age: Duration,
     segment_bytes: u64,
     next_segment: u64,
     boot: u128,
@@ -89,8 +93,10 @@ pub(super) enum Room {
 pub(super) enum Next {
     Nothing,
     Batch(u64, Record, Kept),
-    /// What is there is not what was written, or cannot be read.
+    /// What is there is not what was written.
     Damaged(Place),
+    /// What is there cannot be read.
+    Unread(Place, io::Error),
 }
 
 impl Store {
@@ -112,6 +118,7 @@ impl Store {
             streams: Class::ALL.map(stream),
             bytes: 0,
             max_bytes: settings.max_bytes,
+            max_age: settings.max_age,
             segment_bytes: (settings.max_bytes / 16).clamp(SEGMENT_MIN, SEGMENT_MAX),
             next_segment: 1,
             boot,
@@ -290,6 +297,10 @@ impl Store {
         loop {
             let count = segments.len();
             let Some(segment) = segments.get_mut(index) else { return Next::Nothing };
+            if segment.aside.is_some_and(|aside| aside.until.is_some()) {
+                index += 1;
+                continue;
+            }
             if segment.number != cursor.segment {
                 *cursor = segment.place(HEAD as u64);
             }
@@ -310,9 +321,47 @@ impl Store {
                 Ok(Some((record, marks))) => {
                     return Next::Batch(record.number, record, kept(segment, cursor.offset, &record, marks));
                 }
-                Ok(None) | Err(_) => return Next::Damaged(*cursor),
+                Ok(None) => return Next::Damaged(*cursor),
+                Err(error) => return Next::Unread(*cursor, error),
             }
         }
+    }
+
+    /// What is there and behind it in its segment could not be read: it is left alone for a while. `false`: that would not
+    /// help, or was done for as long as anything is kept.
+    pub(super) fn set_aside(&mut self, place: Place, error: &io::Error, now: Instant) -> bool {
+        let Some(segment) = segment_of(&mut self.streams, place) else { return false };
+        let known = segment.aside.filter(|aside| aside.offset == place.offset);
+        let since = known.map_or(now, |aside| aside.since);
+        if !may_pass(error) || now.saturating_duration_since(since) > self.max_age {
+            return false;
+        }
+        segment.aside = Some(Aside { offset: place.offset, since, until: Some(now + RETRY) });
+        // What comes must not have to wait for it.
+        segment.is_open = false;
+        segment.rest();
+        true
+    }
+
+    /// What was left alone for long enough is looked at again.
+    pub(super) fn take_back(&mut self, now: Instant) {
+        for Stream { segments, cursor } in &mut self.streams {
+            for segment in segments {
+                if let Some(aside) = &mut segment.aside
+                    && aside.until.is_some_and(|until| until <= now)
+                {
+                    aside.until = None;
+                    let place = Place { class: segment.class, segment: segment.number, offset: aside.offset };
+                    *cursor = place.min(*cursor);
+                }
+            }
+        }
+    }
+
+    /// When the first of what is left alone is to be looked at again.
+    pub(super) fn aside_until(&self) -> Option<Instant> {
+        let segments = self.streams.iter().flat_map(|stream| &stream.segments);
+        segments.filter_map(|segment| segment.aside?.until).min()
     }
 
     /// Behind this one, which is read.
@@ -430,6 +479,12 @@ fn segment_of(streams: &mut [Stream; Class::ALL.len()], place: Place) -> Option<
     let segments = &mut streams[place.class as usize].segments;
     let at = segments.binary_search_by_key(&place.segment, |segment| segment.number).ok()?;
     segments.get_mut(at)
+}
+
+/// Whether a later look may find what was written: the disk or the network behind it fails, or files can't be opened for now.
+fn may_pass(error: &io::Error) -> bool {
+    // What is too short, no file of ours, or gone, stays so.
+    Errno::from_io_error(error).is_some_and(|errno| errno != Errno::NOENT && errno != Errno::LOOP)
 }
 
 fn kept(segment: &Segment, offset: u64, record: &Record, marks: Marks) -> Kept {

@@ -120,7 +120,7 @@ async fn settings_that_cannot_be_used_change_nothing() {
         let mut bad = export(&collector, Protocol::HttpJson, Compression::Zstd);
         bad.endpoint = "https://localhost".parse().unwrap();
         bad.ca_file = Some("/nonexistent/ca.pem".into());
-        let error = shipping.shipper.prepare(&bad).unwrap_err().to_string();
+        let error = shipping.shipper.prepare(&bad)().unwrap_err().to_string();
         assert!(error.contains("/nonexistent/ca.pem"), "{error}");
         shipping.push(2);
         assert_eq!(shipping.shipper.form(), (protocol, Compression::None));

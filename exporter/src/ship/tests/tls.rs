@@ -1,6 +1,7 @@
 //! TLS with CAs of our own, over HTTP/1.1 and HTTP/2: who is trusted, and whom we say we are.
 
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, date_time_ymd};
+use rustix::fs::{FileType, Mode};
 use rustls::crypto::ring;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
@@ -217,6 +218,34 @@ async fn certificates_that_change_are_read_again_for_the_next_connection() {
         let warned = lines.iter().filter(|line| line.contains("changed certificates cannot be used")).count();
         assert!((1..=2).contains(&warned), "{protocol:?} {lines:#?}");
         assert!(lines.iter().any(|line| line.contains("changed certificates are in use")), "{lines:#?}");
+    }
+}
+
+#[tokio::test]
+async fn a_disk_that_does_not_answer_holds_up_the_next_connection_for_a_moment_and_nothing_else() {
+    for protocol in PROTOCOLS {
+        let ca = Authority::new();
+        let server = || ca.server(&["localhost"], &ALPN, None);
+        let collector = Collector::start_tls(server(), [Answer::GoAway, Answer::GoAway]).await;
+        let shipping = ship(&collector, protocol, &ca).start();
+        shipping.push(1);
+        poll("delivered", || shipping.queue.counters().snapshot().exported == 1).await;
+        // Whoever opens it waits.
+        let pipe = ca.file.path();
+        std::fs::remove_file(pipe).unwrap();
+        rustix::fs::mknodat(rustix::fs::CWD, pipe, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+        for exported in [2, 3] {
+            shipping.push(1);
+            let began = tokio::time::Instant::now();
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            assert!(began.elapsed() < Duration::from_millis(500), "{protocol:?}: everything waits");
+            poll("delivered", || shipping.queue.counters().snapshot().exported == exported).await;
+        }
+        assert_eq!(shipping.finish().await.retries, 0, "{protocol:?}");
+        // What waits for it goes on, to the end of the runtime.
+        let _writer = std::fs::OpenOptions::new().read(true).write(true).open(pipe).unwrap();
+        std::fs::remove_file(pipe).unwrap();
+        std::fs::write(pipe, ca.issuer.pem()).unwrap();
     }
 }
 

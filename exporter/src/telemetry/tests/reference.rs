@@ -8,7 +8,7 @@ use opentelemetry_proto::tonic::metrics::v1::Metric;
 
 use super::*;
 use crate::queue::Answer;
-use crate::telemetry::prometheus::{self, Kind, Scrape};
+use crate::telemetry::prometheus::{self, Kind, Points, Scrape};
 
 const INTRODUCTION: &str = "# What Namespan says of itself: health, losses, metrics
 
@@ -26,7 +26,7 @@ Where `listen` is set, these answer to GET and HEAD over plain HTTP, a connectio
 
 Attached: the programs are, until the drain begins. Attributing: each runtime that was there answers. Delivering: no destination
 is failing (its requests are sent again), losing records or refusing the signal; one that nothing was sent to yet is no
-obstacle. Under systemd, `systemctl status` shows the first obstacle.
+obstacle. Where a file that is to be probed has not answered for 5 s, that is a line too. Under systemd, `systemctl status` shows the first obstacle.
 
 ## Losses
 
@@ -65,11 +65,13 @@ Names without `namespan.` are those of the OpenTelemetry semantic conventions. W
 ";
 
 /// What has more values than the page can list.
-const OPEN: [(&str, &str); 4] = [
+const OPEN: [(&str, &str); 6] = [
     (semconv::DESTINATION, "name of a destination"),
     (semconv::OTEL_COMPONENT_NAME, "the type and a number"),
     (semconv::SERVER_ADDRESS, "host of the endpoint, or its socket"),
     (semconv::SERVER_PORT, "its port"),
+    (semconv::HTTP_RESPONSE_STATUS_CODE, "of the last answer"),
+    (semconv::RPC_RESPONSE_STATUS_CODE, "of the last answer"),
 ];
 
 #[tokio::test]
@@ -103,13 +105,24 @@ async fn everything() -> Vec<Metric> {
         let queue = Queue::open(signal, "spooled", config::Queue::default(), Some(&settings)).unwrap();
         shipped.push(Shipped::new("spooled", &Arc::new(queue), &Export::to(Clone::clone(&url)), 1));
     }
-    let shared = Arc::new(Shared::new(shipped));
+    let shared = Arc::new(Shared::new());
     *lock(&shared.status) = Some(status());
     let delivery = |signal| Delivery { destination: "main".into(), signal, state: State::Untried };
     lock(&shared.condition).deliveries = [Signal::Logs, Signal::Traces].map(delivery).into();
     let scrape = Scrape::default();
     let provider = SdkMeterProvider::builder().with_reader(scrape.clone()).build();
-    instruments::register(&provider.meter_with_scope(scope()), &shared);
+    let durations = instruments::register(&provider.meter_with_scope(scope()), &shared);
+    instruments::time(&durations, &shipped);
+    for shipped in &shipped {
+        // What goes from the queue or the disk was never sent.
+        let is_unsent = |reason| matches!(reason, Reason::QueueFull | Reason::SpoolFull | Reason::SpoolCorrupt);
+        let faults = reasons().filter(|reason| !is_unsent(*reason)).map(Fault::Dropped).chain([Fault::Rejected]);
+        let answer = if shipped.protocol == Protocol::Grpc { Answer::Grpc(0) } else { Answer::Http(200) };
+        for fault in faults.map(Some).chain([None]) {
+            shipped.queue.counters().timed(Duration::ZERO, fault, Some(answer));
+        }
+    }
+    *lock(&shared.shipped) = shipped;
     let resource_metrics = scrape.observed().resource_metrics;
     let scopes = resource_metrics.into_iter().flat_map(|resource| resource.scope_metrics);
     let mut metrics: Vec<_> = scopes.flat_map(|scope| scope.metrics).collect();
@@ -142,18 +155,23 @@ fn page(metrics: &[Metric]) -> String {
         let (kind, points) = prometheus::points(metric).unwrap();
         let of_sum = match &metric.data {
             Some(metric::Data::Sum(_)) => true,
-            Some(metric::Data::Gauge(_)) => false,
+            Some(metric::Data::Gauge(_) | metric::Data::Histogram(_)) => false,
             other => panic!("{other:?}"),
         };
         let instrument = match (kind, of_sum) {
             (Kind::Counter, _) => "counter",
             (Kind::Gauge, true) => "up-down counter",
             (Kind::Gauge, false) => "gauge",
+            (Kind::Histogram, _) => "histogram",
         };
-        assert!(!metric.unit.is_empty() && !metric.description.is_empty() && !points.is_empty(), "{metric:?}");
+        let attributes: Vec<_> = match points {
+            Points::Numbers(points) => points.iter().map(|point| &point.attributes).collect(),
+            Points::Histograms(points) => points.iter().map(|point| &point.attributes).collect(),
+        };
+        assert!(!metric.unit.is_empty() && !metric.description.is_empty() && !attributes.is_empty(), "{metric:?}");
         let mut values: BTreeMap<&str, BTreeSet<String>> = BTreeMap::new();
-        for point in points {
-            for (key, value) in texts(&point.attributes) {
+        for attributes in attributes {
+            for (key, value) in texts(attributes) {
                 // Of the codes that a collector may refuse with, one stands for all.
                 let value = if value == "permanent:400" { "permanent:CODE".to_owned() } else { value };
                 values.entry(key).or_default().insert(format!("`{value}`"));

@@ -96,7 +96,12 @@ async fn who_is_not_ready_says_why() {
     assert_eq!(ask(address, "GET", "/readyz").await.0, 200);
     let state = State::Losing { reason: "queue_full".into() };
     let deliveries = vec![Delivery { destination: "main".into(), signal: Signal::Logs, state }];
-    telemetry.tell(Condition { deliveries, degraded: vec!["docker's socket: gone".into()], stopping: true });
+    telemetry.tell(Condition {
+        deliveries,
+        degraded: vec!["docker's socket: gone".into()],
+        stopping: true,
+        busy: None,
+    });
     let text = "not attached: stopping\nnot attributing: docker's socket: gone\nnot delivering logs to main: losing: \
                 queue_full\n";
     assert_eq!(ask(address, "GET", "/readyz").await, (503, text.into()));

@@ -230,6 +230,77 @@ fn damage_while_it_is_in_use_is_noticed_and_counted() {
     assert_eq!(rig.open().check().spool.unwrap().recovered, 0);
 }
 
+/// What is on disk of an earlier run: three execs in a file that can't be opened for now, and a note.
+fn unreadable() -> (Rig, Run, impl Fn()) {
+    let rig = Rig::new();
+    let mut run = rig.open();
+    for (class, records) in [(Class::Exec, 1), (Class::Exec, 2), (Class::Note, 4)] {
+        run.push(class, records, 100);
+    }
+    rig.step(&mut run);
+    rig.finish(run);
+    let run = rig.open();
+    let file = rig.files().into_iter().find(|path| path.to_str().unwrap().contains("exec-")).unwrap();
+    let aside = rig.directory.path().join("aside");
+    fs::rename(&file, &aside).unwrap();
+    fs::create_dir(&file).unwrap();
+    let put_back = move || {
+        fs::remove_dir(&file).unwrap();
+        fs::rename(&aside, &file).unwrap();
+    };
+    (rig, run, put_back)
+}
+
+#[test]
+fn what_cannot_be_read_for_now_waits_and_holds_up_nothing_else() {
+    let (mut rig, mut run, put_back) = unreadable();
+    // Nor can it be written, as its file is the last one.
+    run.push(Class::Exec, 8, 100);
+    assert_eq!(run.send_all(&rig), [4, 8]);
+    let errors = |run: &Run| run.check().spool.unwrap().errors;
+    let before = errors(&run);
+    assert!(before >= 2);
+    for _ in 0..10 {
+        rig.step(&mut run);
+    }
+    assert_eq!((run.queue.depth().spooled, run.dropped(), errors(&run)), (3, Vec::new(), before));
+    assert!(run.spooler.step(rig.now, rig.moment).unwrap() > rig.now);
+    // What comes has a file of its own.
+    rig.pass(RETRY);
+    run.push(Class::Exec, 16, 100);
+    assert_eq!(run.send_all(&rig), [16]);
+    assert_eq!((errors(&run), run.queue.depth().spooled), (before + 1, 3));
+    put_back();
+    assert!(run.send_all(&rig).is_empty());
+    rig.pass(RETRY);
+    assert_eq!(run.send_all(&rig), [1, 2]);
+    let counts = rig.finish(run);
+    assert_eq!((counts.exported, counts.dropped_total(), counts.spool.unwrap().records), (31, 0, 0));
+}
+
+#[test]
+fn what_can_be_read_no_more_is_given_up_when_it_would_be_too_old() {
+    let (mut rig, mut run, _) = unreadable();
+    assert_eq!(run.send_all(&rig), [4]);
+    rig.pass(HOUR);
+    rig.step(&mut run);
+    assert_eq!(run.dropped(), []);
+    rig.pass(RETRY);
+    rig.step(&mut run);
+    assert_eq!((run.dropped(), run.queue.depth().spooled), (vec![(Reason::SpoolCorrupt, 3)], 0));
+}
+
+#[test]
+fn a_file_that_is_gone_is_lost_at_once() {
+    let (rig, mut run, put_back) = unreadable();
+    put_back();
+    for file in rig.files() {
+        fs::remove_file(file).unwrap();
+    }
+    assert!(run.send_all(&rig).is_empty());
+    assert_eq!(run.dropped(), [(Reason::SpoolCorrupt, 7)]);
+}
+
 /// A small file system of its own.
 struct Small(PathBuf);
 
