@@ -1,6 +1,7 @@
 //! Stage 0: resolves kernel fields, loads and attaches the programs, and says what they counted.
 
 pub mod btf;
+pub(crate) mod helper;
 pub mod refusal;
 
 use std::fs;

@@ -11,6 +11,8 @@ pub enum Need {
     Namespan,
     Rotel,
     Docker,
+    /// For virtual machines of this architecture, which is x86-64.
+    Qemu,
     /// In `PATH`.
     Program(&'static str),
 }
@@ -19,9 +21,14 @@ pub enum Need {
 #[must_use]
 pub fn met(needs: &[Need]) -> bool {
     let Some(missing) = needs.iter().find_map(|need| missing(*need)) else { return true };
+    skip(&missing);
+    false
+}
+
+/// Says why a case does not run here, which it must where nothing may be skipped.
+pub fn skip(missing: &str) {
     assert!(std::env::var_os(REQUIRE_ALL).is_none(), "{missing}, and {REQUIRE_ALL} is set");
     eprintln!("skipped: {missing}");
-    false
 }
 
 fn missing(need: Need) -> Option<String> {
@@ -37,11 +44,9 @@ fn missing(need: Need) -> Option<String> {
             let answered = Command::new("docker").arg("info").output().is_ok_and(|output| output.status.success());
             (!answered).then(|| "no Docker daemon answers (.ci/with-docker starts one)".to_owned())
         }
-        Need::Program(name) => {
-            let path = std::env::var_os("PATH").unwrap_or_default();
-            let found = std::env::split_paths(&path).any(|directory| directory.join(name).is_file());
-            (!found).then(|| format!("{name} is not installed (run .ci/test-deps)"))
-        }
+        Need::Qemu if cfg!(not(target_arch = "x86_64")) => Some("the kernel matrix is of x86-64 only".to_owned()),
+        Need::Qemu => file(qemu(), "qemu-system-x86_64 (run .ci/test-deps)"),
+        Need::Program(name) => in_path(name).is_none().then(|| format!("{name} is not installed (run .ci/test-deps)")),
     }
 }
 
@@ -53,6 +58,18 @@ pub fn namespan() -> PathBuf {
 #[must_use]
 pub fn rotel() -> PathBuf {
     from_env_or("NAMESPAN_ROTEL", "target/ci/rotel/rotel-agent")
+}
+
+/// The one in `PATH`, else that which `.ci/test-deps` unpacked.
+#[must_use]
+pub fn qemu() -> PathBuf {
+    let unpacked = || from_env_or("NAMESPAN_QEMU", "target/ci/qemu/qemu-system-x86_64");
+    in_path("qemu-system-x86_64").unwrap_or_else(unpacked)
+}
+
+fn in_path(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).map(|directory| directory.join(name)).find(|file| file.is_file())
 }
 
 /// Relative paths are those of the workspace; a test runs in its package's directory.

@@ -7,7 +7,7 @@ use std::process::{Command, ExitStatus};
 use namespan::event::ProcessId;
 
 use crate::helpers::helper;
-use crate::watch::{Told, Watch, exec, execs, exit, exits};
+use crate::watch::{Told, Watch, exec, execs, exit, exits, slowness};
 use crate::workload::{BUSYBOX, token};
 
 /// Runs it to its end, whatever that is.
@@ -78,13 +78,13 @@ fn an_exit_has_the_same_identity_as_its_exec() {
 
 #[test]
 fn a_process_of_many_threads_that_exit_at_once_is_told_once() {
-    const ROUNDS: usize = 200;
+    let rounds = 200 / slowness();
     let Some(mut watch) = Watch::default() else { return };
     let mut processes = HashMap::new();
     // Two find the gaps between each other more often than many do.
     let cases = [("all_threads_exit", "2"), ("all_threads_exit", "16"), ("one_thread_ends_all", "16")];
     for (name, threads) in cases {
-        for _ in 0..ROUNDS {
+        for _ in 0..rounds {
             let token = token();
             let (_, status) = ended(&mut helper(name, &[threads, &token]));
             assert!(status.code().is_some_and(|code| code >= 110), "{status}");

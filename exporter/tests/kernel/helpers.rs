@@ -7,6 +7,7 @@ use std::fs;
 use std::io::{Read as _, Write as _};
 use std::os::fd::AsRawFd as _;
 use std::os::unix::process::CommandExt as _;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::{Duration, Instant};
@@ -14,6 +15,9 @@ use std::time::{Duration, Instant};
 use namespan::attach::attach;
 use namespan::config::Probes;
 use namespan::decode;
+
+use crate::uprobes;
+use crate::watch::slowness;
 
 const NAME: &str = "NAMESPAN_KERNEL_TEST_HELPER";
 
@@ -35,6 +39,7 @@ extern "C" fn before_main() {
     let arguments: Vec<_> = arguments.iter().map(String::as_str).collect();
     let status = match (name.as_str(), &*arguments) {
         ("exit", _) => 0,
+        ("build_programs", [folder]) => build_programs(folder),
         ("all_threads_exit", [threads, _token]) => all_threads_exit(threads.parse().unwrap()),
         ("one_thread_ends_all", [threads, _token]) => one_thread_ends_all(threads.parse().unwrap()),
         ("first_thread_exits_first", [code]) => first_thread_exits_first(code.parse().unwrap()),
@@ -50,6 +55,12 @@ extern "C" fn before_main() {
     };
     // SAFETY: ends the process; nothing is left to be done.
     unsafe { libc::_exit(status) }
+}
+
+/// For machines without a compiler.
+fn build_programs(folder: &str) -> c_int {
+    uprobes::build_all(Path::new(folder));
+    0
 }
 
 /// Ends the calling thread only, as `pthread_exit` does in the end.
@@ -181,7 +192,7 @@ fn not_itself(token: &str) -> c_int {
         let exec = Command::new("/bin/busybox").args(["true", token]).exec();
         return exec.raw_os_error().unwrap();
     }
-    let deadline = Instant::now() + Duration::from_secs(20);
+    let deadline = Instant::now() + Duration::from_secs(20) * slowness();
     while std::os::unix::process::parent_id() == ourselves && Instant::now() < deadline {
         std::thread::yield_now();
     }

@@ -23,7 +23,7 @@ use opentelemetry_proto::tonic::logs::v1::LogRecord;
 use prost::Message as _;
 use tokio::sync::mpsc;
 
-use crate::watch::ready;
+use crate::watch::{ready, slowness};
 use crate::workload::{BUSYBOX, run, run_true, token};
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -100,7 +100,7 @@ fn ask(address: SocketAddr, path: &str) -> String {
 }
 
 fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + PATIENCE * slowness();
     while !holds() {
         assert!(Instant::now() < deadline, "in vain: {what}");
         // Something that happens, and takes its time.
@@ -123,7 +123,7 @@ fn every_loss_between_the_kernel_and_the_collector_is_told_to_the_last_record() 
         logs: Some(Export { compression: Compression::None, ..Export::to(endpoint.parse().unwrap()) }),
         listen: Some(listen),
         batch: Batch { max_records: 5, delay: Duration::from_millis(20), ..Batch::default() },
-        queue: Queue { max_bytes: 24 << 10, drain: PATIENCE, ..Queue::default() },
+        queue: Queue { max_bytes: 24 << 10, drain: PATIENCE * slowness(), ..Queue::default() },
         ..Config::default()
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::watch::ready;
+use crate::watch::{ready, slowness};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -24,7 +24,7 @@ fn systemd_hears_when_it_watches_that_it_goes_on_and_that_it_stops() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("notify");
     let socket = UnixDatagram::bind(&path).unwrap();
-    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    socket.set_read_timeout(Some(PATIENCE * slowness())).unwrap();
     let mut command = Command::new(env!("CARGO_BIN_EXE_namespan"));
     command.args(["run", "--console", "jsonl"]).stdin(Stdio::null()).stdout(Stdio::null());
     command.env("NOTIFY_SOCKET", &path).env("WATCHDOG_USEC", "400000");

@@ -18,6 +18,12 @@ const TICK: Duration = Duration::from_millis(20);
 /// `PROC_PID_INIT_INO` in `include/linux/proc_ns.h`.
 const HOST_PID_NS: &str = "pid:[4026531836]";
 
+/// By how much slower than a real one this machine is, where processors are emulated: patience is multiplied by it, and what
+/// is done many times is divided.
+pub fn slowness() -> u32 {
+    std::env::var("NAMESPAN_TEST_SLOWNESS").map_or(1, |times| times.parse().unwrap())
+}
+
 /// Whether these tests can run; without root they pass, unless `NAMESPAN_REQUIRE_ALL` is set.
 pub fn ready() -> bool {
     let missing = if !rustix::process::geteuid().is_root() {
@@ -140,7 +146,7 @@ impl Watch {
     /// The first record that is meant, as soon as it is there.
     #[track_caller]
     pub fn find(&mut self, meant: impl Fn(&Event<'_>) -> bool) -> Told {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + PATIENCE * slowness();
         let mut seen = 0;
         loop {
             if let Some(told) = self.told[seen..].iter().find(|told| meant(&told.event())) {
@@ -161,7 +167,7 @@ impl Watch {
         self.attached.detach().unwrap();
         self.pump();
         // A program that was running while it was detached still has to count.
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + PATIENCE * slowness();
         let counted = loop {
             let counted = self.counted();
             let adds_up = |program: &Program| {

@@ -8,6 +8,8 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::watch::slowness;
+
 pub const BUSYBOX: &str = "/bin/busybox";
 
 /// A text that nobody else on this machine has among its arguments.
@@ -135,7 +137,7 @@ impl Cgroup {
 
 impl Drop for Cgroup {
     fn drop(&mut self) {
-        let deadline = Instant::now() + Duration::from_secs(10);
+        let deadline = Instant::now() + Duration::from_secs(10) * slowness();
         while let Some(path) = self.made.pop() {
             // Busy until the kernel is done with the processes that were in it.
             while fs::remove_dir(&path).is_err() && Instant::now() < deadline {

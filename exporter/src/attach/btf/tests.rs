@@ -425,7 +425,7 @@ fn on_other_kernels_offsets_are_those_of_a_c_compiler() {
     use zerocopy::IntoBytes;
 
     let data = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/btf");
-    for kernel in ["6.1", "6.12", "6.18"] {
+    for kernel in ["5.10", "6.1", "6.12", "6.18", "7.2"] {
         let bytes = std::fs::read(data.join(format!("{kernel}.btf"))).unwrap();
         let expected = std::fs::read_to_string(data.join(format!("{kernel}.offsets"))).unwrap();
 
