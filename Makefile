@@ -1,39 +1,50 @@
 # make run    the main job, live: every exec and exit of this host and its containers
 # make test   everything that CI runs
+# make vm     the root tests on older and newer kernels, in virtual machines: no part of make test yet
 # make bench  what being watched costs, beside other tools
 # make build  target/release/namespan: one file, its BPF programs inside
-# Both install what they lack on Debian; elsewhere, or without root, they say what to install.
+# make deb    target/package/: a Debian package; docs/install.md has the other ways
+# They install what they lack on Debian; elsewhere, or without root, they say what to install.
 
 CARGO ?= cargo
 ROOT := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env)
 BIN := target/release/namespan
 # Further arguments of `namespan run`: make run ARGS='--containers --for 10s'
 ARGS ?=
+PACKAGE := target/package
 export PATH := $(HOME)/.cargo/bin:$(PATH)
 export NAMESPAN_BIN := $(CURDIR)/$(BIN)
 export NAMESPAN_ROTEL := $(CURDIR)/target/ci/rotel/rotel-agent
 
-.PHONY: build run test lint unit root integration compose-test bench deps test-deps clean
+.PHONY: build run test lint unit root vm integration compose-test package-test bench deps test-deps clean \
+    pages sbom deb image-root reproduce
 
 build: deps
-	$(CARGO) build --release --locked --package namespan
+	.ci/release build --release --locked --package namespan
 
 run: build
 	$(ROOT) $(BIN) run --console table $(ARGS)
 
-test: deps test-deps lint build unit root integration compose-test
+test: deps test-deps lint build unit root integration compose-test package-test
 
 lint:
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+	target/ci/cargo-deny/cargo-deny --locked check bans licenses sources
 
 # Always the whole workspace, so that its dependencies are built once.
 unit:
-	$(CARGO) test --workspace --locked --lib --bins --test golden --test props
+	$(CARGO) test --workspace --locked --lib --bins --example pages --test golden --test props
 
 # On this kernel, as root.
 root: build
 	.ci/as-root $(CARGO) test --workspace --locked --test kernel -- --test-threads=1
+
+# On Debian's kernels, each in an emulated machine, from the mirror that apt is configured with; no privilege is needed.
+# NAMESPAN_BLESS=1 make vm rewrites the table in docs/kernels.md.
+vm: deps
+	.ci/vm-deps
+	$(CARGO) test --workspace --locked --test vm -- --nocapture
 
 # Real containers of every runtime and a real collector; a Docker daemon is started for them if none runs.
 integration: build
@@ -47,10 +58,38 @@ integration: build
 compose-test: build
 	.ci/with-docker $(ROOT) integration/compose/run.sh
 
+# The Debian package, taken apart and installed into a folder; the unit's score.
+package-test: deb
+	$(ROOT) integration/package/run.sh
+
+# Man pages and completions for shells.
+pages: deps
+	$(CARGO) build --workspace --locked --example pages
+	target/debug/examples/pages $(PACKAGE)
+
+# A bill of materials, and the notices of what is linked in.
+sbom:
+	.ci/notices $(PACKAGE)
+
+# As old as its commit, so that it is the same bytes again.
+deb: build pages sbom
+	@.ci/package-deps
+	rm -f $(PACKAGE)/*.deb
+	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct 2>/dev/null || echo 0) \
+	    target/ci/cargo-deb/bin/cargo-deb --quiet --no-build --no-strip --package namespan --output $(PACKAGE)/
+
+# What exporter/Dockerfile copies.
+image-root: build
+	.ci/image-root $(BIN) target/image
+
+# Builds this commit twice, in two folders, and compares the bytes.
+reproduce: deps
+	.ci/reproduce
+
 # What being watched costs. No test: read the ratios. ROUNDS, EXECS and DRIZZLE (seconds) make it shorter or longer.
 bench: build
 	.ci/bench-deps
-	$(CARGO) build --release --locked --package namespan-integration --bin nsbench
+	.ci/release build --release --locked --package namespan-integration --bin nsbench
 	$(ROOT) target/release/nsbench
 	.ci/as-root $(CARGO) test --package namespan --locked --test kernel uprobe_cost -- --ignored --nocapture
 

@@ -60,14 +60,16 @@ fn build(rustc: &Path, kernel_side: &Path) -> Result<()> {
     let out = PathBuf::from(env::var("OUT_DIR")?);
     let target_dir = out.join("bpf");
     let arch = env::var("CARGO_CFG_TARGET_ARCH")?;
-    let flags = [&format!("--cfg=bpf_target_arch=\"{arch}\""), "-Cdebuginfo=2", "-Clink-arg=--btf"].join("\x1f");
+    let mut flags =
+        vec![format!("--cfg=bpf_target_arch=\"{arch}\""), "-Cdebuginfo=2".to_owned(), "-Clink-arg=--btf".to_owned()];
+    flags.extend(without_our_paths(kernel_side, &target_dir)?);
     let mut cargo = Command::new(cargo_beside(rustc));
     cargo
         .current_dir(kernel_side)
         .args(["build", "--release", "--locked", "--bins", "--target", TARGET, "--target-dir"])
         .arg(&target_dir)
         .env("RUSTC", rustc)
-        .env("CARGO_ENCODED_RUSTFLAGS", flags)
+        .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"))
         // aya-ebpf opens one unstable feature, and the uprobes' programs another.
         .env("RUSTC_BOOTSTRAP", "aya_ebpf,uprobes")
         // Set by the outer cargo for the host's compiler.
@@ -83,6 +85,18 @@ fn build(rustc: &Path, kernel_side: &Path) -> Result<()> {
         std::fs::copy(&built, out.join(object)).with_context(|| format!("copying {}", built.display()))?;
     }
     Ok(())
+}
+
+/// BTF names source files: wherever they stand, the object is to be the same.
+fn without_our_paths(kernel_side: &Path, target_dir: &Path) -> Result<Vec<String>> {
+    println!("cargo:rerun-if-env-changed=CARGO_HOME");
+    let cargo_home = match env::var_os("CARGO_HOME") {
+        Some(folder) => PathBuf::from(folder),
+        None => PathBuf::from(env::var_os("HOME").context("neither CARGO_HOME nor HOME is set")?).join(".cargo"),
+    };
+    let workspace = kernel_side.parent().context("the crate stands in a workspace")?;
+    let places = [(workspace, "/namespan"), (&cargo_home, "/cargo"), (target_dir, "/namespan/target/bpf")];
+    Ok(places.map(|(place, name)| format!("--remap-path-prefix={}={name}", place.display())).into())
 }
 
 fn has_nightly() -> bool {

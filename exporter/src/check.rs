@@ -4,6 +4,8 @@
 
 mod cgroup;
 mod collector;
+mod features;
+pub mod health;
 mod hooks;
 mod kernel;
 mod listen;
@@ -37,6 +39,7 @@ async fn checks(flags: &cli::Check, config: &Config) -> Vec<Check> {
     let mut checks = vec![kernel::release(), privilege::user(&privileges), privilege::capabilities(&privileges)];
     checks.push(kernel::lockdown());
     checks.extend(hooks::checks(&config.probes, &privileges));
+    checks.extend(features::checks(config, &privileges));
     checks.extend([privilege::pid_namespace(), privilege::cgroup_namespace(), cgroup::check()]);
     let (runtimes, collectors) = tokio::join!(runtime::checks(&config.enrich.runtimes), collector::checks(config));
     checks.extend(runtimes);
@@ -98,6 +101,10 @@ mod tests {
                 "hook_sys_enter_execveat",
                 "hook_sys_exit_execve",
                 "hook_sys_exit_execveat",
+                "uprobes",
+                "uprobe_inode",
+                "kill",
+                "deny",
                 "pid_namespace",
                 "cgroup_namespace",
                 "cgroups",

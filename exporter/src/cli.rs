@@ -66,6 +66,8 @@ pub enum Command {
     Probe(Box<Probe>),
     /// Say what would work on this host: kernel, permissions, container runtimes, endpoint
     Check(Box<Check>),
+    /// Ask the Namespan that runs how it does: exit code 0 if well, else 1 with the reasons
+    Health(Box<Health>),
     /// List the containers of this host: id, name, image, runtime, cgroup, namespaces, processes, and how each was found
     Containers(Box<Containers>),
     /// List the functions and USDT probes of a program or library that uprobes can be put on
@@ -84,17 +86,8 @@ pub struct Run {
     #[arg(long, value_name = "FORMAT", value_parser = ["table", "tree", "jsonl", "none"], overrides_with = "console")]
     pub console: Option<String>,
 
-    /// Stop by itself after this long, such as 10s, 500ms or 1h30m
-    #[arg(long = "for", value_name = "DURATION")]
-    pub run_for: Option<String>,
-
-    /// Log of Namespan itself [default: info]
-    #[arg(long, value_name = "LEVEL", value_parser = ["none", "error", "warn", "info", "debug", "trace"])]
-    pub log_level: Option<String>,
-
-    /// Form of that log: for people, or one JSON object a line [default: text]
-    #[arg(long, value_name = "FORMAT", value_parser = ["text", "json"])]
-    pub log_format: Option<String>,
+    #[command(flatten)]
+    pub own: OwnFlags,
 
     /// Serve /metrics (Prometheus), /healthz and /readyz here, such as 127.0.0.1:9464, to whoever can connect
     #[arg(long, value_name = "ADDR:PORT")]
@@ -130,6 +123,22 @@ pub struct Probe {
     #[arg(long, value_name = "FORMAT", value_parser = ["table", "tree", "jsonl", "none"], overrides_with = "console")]
     pub console: Option<String>,
 
+    #[command(flatten)]
+    pub own: OwnFlags,
+
+    #[command(flatten)]
+    pub uprobes: UprobeFlags,
+
+    #[command(flatten)]
+    pub export: ExportFlags,
+
+    #[command(flatten)]
+    pub runtimes: RuntimeFlags,
+}
+
+/// How Namespan itself goes about it.
+#[derive(Args, Clone, Default)]
+pub struct OwnFlags {
     /// Stop by itself after this long, such as 10s, 500ms or 1h30m
     #[arg(long = "for", value_name = "DURATION")]
     pub run_for: Option<String>,
@@ -141,15 +150,6 @@ pub struct Probe {
     /// Form of that log: for people, or one JSON object a line [default: text]
     #[arg(long, value_name = "FORMAT", value_parser = ["text", "json"])]
     pub log_format: Option<String>,
-
-    #[command(flatten)]
-    pub uprobes: UprobeFlags,
-
-    #[command(flatten)]
-    pub export: ExportFlags,
-
-    #[command(flatten)]
-    pub runtimes: RuntimeFlags,
 }
 
 /// Which functions.
@@ -215,6 +215,23 @@ pub struct Check {
 
     #[command(flatten)]
     pub runtimes: RuntimeFlags,
+}
+
+/// The flags of `namespan health`.
+#[derive(Args, Default)]
+#[command(after_help = PRECEDENCE)]
+pub struct Health {
+    /// Only whether it goes on at all (/healthz), not whether it attributes and delivers (/readyz)
+    #[arg(long)]
+    pub alive: bool,
+
+    /// Read settings from this YAML file, as the Namespan that is asked
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+
+    /// Where the Namespan that is asked listens
+    #[arg(long, value_name = "ADDR:PORT")]
+    pub listen: Option<String>,
 }
 
 /// The flags of `namespan containers`.
@@ -391,9 +408,7 @@ impl From<&Probe> for Run {
         Self {
             config: probe.config.clone(),
             console: probe.console.clone(),
-            run_for: probe.run_for.clone(),
-            log_level: probe.log_level.clone(),
-            log_format: probe.log_format.clone(),
+            own: probe.own.clone(),
             export: probe.export.clone(),
             runtimes: probe.runtimes.clone(),
             uprobes: Some(probe.uprobes.clone()),
@@ -412,6 +427,13 @@ impl From<&Check> for Run {
             runtimes: check.runtimes.clone(),
             ..Self::default()
         }
+    }
+}
+
+impl From<&Health> for Run {
+    /// The same settings as of the run that is asked.
+    fn from(health: &Health) -> Self {
+        Self { config: health.config.clone(), listen: health.listen.clone(), ..Self::default() }
     }
 }
 

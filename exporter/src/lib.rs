@@ -25,5 +25,6 @@ pub mod telemetry;
 pub mod lifecycle;
 pub mod own_log;
 
+mod lock;
 pub mod check;
 pub mod list;

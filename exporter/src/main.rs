@@ -20,6 +20,7 @@ fn main() -> ExitCode {
         Command::Run(flags) => run(&flags),
         Command::Probe(flags) => run(&(&*flags).into()),
         Command::Check(flags) => check(&flags),
+        Command::Health(flags) => health(&flags),
         Command::Containers(flags) => containers(&flags),
         Command::Symbols(flags) => symbols(&flags),
     };
@@ -94,6 +95,14 @@ fn check(flags: &namespan::cli::Check) -> Result<ExitCode> {
     let config = Config::load(&flags.into(), &|name| std::env::var_os(name))?;
     let all_well = runtime()?.block_on(namespan::check::run(flags, &config, &mut io::stdout().lock()))?;
     Ok(if all_well { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn health(flags: &namespan::cli::Health) -> Result<ExitCode> {
+    let config = Config::load(&flags.into(), &|name| std::env::var_os(name))?;
+    let health = namespan::check::health::ask(config.listen, flags.alive)?;
+    // Who asks may read the exit code alone.
+    let _closed = io::stdout().write_all(health.text.as_bytes());
+    Ok(if health.is_well { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn containers(flags: &namespan::cli::Containers) -> Result<ExitCode> {

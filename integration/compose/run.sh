@@ -39,11 +39,19 @@ work=$(mktemp -d)
 cleanup() {
     docker rm --force $marker >/dev/null 2>&1 || true
     "${compose[@]}" down --volumes --remove-orphans --timeout 1 >/dev/null 2>&1 || true
-    docker rmi --force namespan-test:{namespan,collector,busybox} >/dev/null 2>&1 || true
+    docker rmi --force namespan-test:{namespan,build,collector,busybox} >/dev/null 2>&1 || true
     rm -rf "$work"
 }
 trap cleanup EXIT
 trap 'exit 130' INT TERM
+
+fail() {
+    printf 'compose: %s\n' "$1" >&2
+    "${compose[@]}" ps >&2 || true
+    "${compose[@]}" logs --no-color --tail 60 >&2 || true
+    printf '0 passed, 1 failed\n' >&2
+    exit 1
+}
 
 # A folder as an image: import NAME FOLDER [INSTRUCTION]...
 import() {
@@ -60,7 +68,7 @@ root() {
     chmod 755 "$folder"
     install -D "$1" "$folder$2"
     for library in $(ldd "$1" | grep -o '/[^ ]*'); do install -D "$library" "$folder$library"; done
-    # As in the Dockerfile; the collector does not start without.
+    # The collector does not start without.
     install -D --mode 644 $certificates "$folder$certificates"
     mkdir "$folder"/{proc,sys,tmp}
     printf '%s\n' "$folder"
@@ -71,8 +79,23 @@ chmod 755 "$busybox"
 install -D "$(command -v busybox)" "$busybox/bin/busybox"
 for applet in ls sleep; do ln -s busybox "$busybox/bin/$applet"; done
 import busybox "$busybox"
-mapfile -t instructions < <(grep -E '^(ENTRYPOINT|CMD) ' exporter/Dockerfile)
-import namespan "$(root $binary /usr/local/bin/namespan)" "${instructions[@]}"
+# The image as its Dockerfile has it, but for its first stage: that would install a compiler. What it leaves is made here, and
+# what it calls does nothing.
+stage=$(mktemp -d -p "$work")
+chmod 755 "$stage"
+.ci/image-root $binary "$stage/src/target/image"
+install -D "$(command -v busybox)" "$stage/bin/sh"
+mkdir -p "$stage/usr/bin"
+ln -s ../../bin/sh "$stage/usr/bin/env"
+for command in bash make; do
+    printf '#!/bin/sh\n' >"$stage/bin/$command"
+    chmod 755 "$stage/bin/$command"
+done
+import build "$stage" 'ENV PATH=/bin:/usr/bin'
+sed 's|^FROM [^ ]* AS build$|FROM namespan-test:build AS build|' exporter/Dockerfile >"$work/Dockerfile"
+cp .dockerignore "$work/Dockerfile.dockerignore"
+docker build --network none --file "$work/Dockerfile" --tag namespan-test:namespan . >"$work/build" 2>&1 ||
+    { cat "$work/build" >&2; fail "exporter/Dockerfile can't be built"; }
 import collector "$(root $collector /bin/rotel-agent)" 'ENTRYPOINT ["/bin/rotel-agent"]'
 
 # The container's resource, as the collector prints it, and within it what the rules given find: they set `found`.
@@ -103,14 +126,6 @@ span() {
         ls && ended && right { found = 1 }'
 }
 
-fail() {
-    printf 'compose: %s\n' "$1" >&2
-    "${compose[@]}" ps >&2 || true
-    "${compose[@]}" logs --no-color --tail 60 >&2 || true
-    printf '0 passed, 1 failed\n' >&2
-    exit 1
-}
-
 "${compose[@]}" up --detach --no-build >"$work/up" 2>&1 || { cat "$work/up" >&2; fail "the services did not start"; }
 loki=$("${compose[@]}" ps --quiet loki)
 jaeger=$("${compose[@]}" ps --quiet jaeger)
@@ -120,4 +135,14 @@ until docker logs "$loki" 2>/dev/null | record && docker logs "$jaeger" 2>/dev/n
     [ $SECONDS -lt $deadline ] || fail "no such record and span of '$marker' within $seconds s"
     docker run --rm --name $marker --network none namespan-test:busybox ls / >/dev/null || fail "a container did not run"
 done
+
+# The image's own health check, and the same question for readiness.
+namespan=$("${compose[@]}" ps --quiet namespan)
+mapfile -t check < <(docker inspect --format '{{range .Config.Healthcheck.Test}}{{println .}}{{end}}' "$namespan" | sed '/^$/d; /^CMD$/d')
+[ ${#check[@]} -gt 1 ] || fail "the image has no health check"
+docker exec "$namespan" "${check[@]}" >/dev/null || fail "the health check fails: ${check[*]}"
+docker exec "$namespan" /usr/local/bin/namespan health --listen 127.0.0.1:9464 >/dev/null || fail "it is not ready"
+if docker exec "$namespan" /usr/local/bin/namespan health --listen 127.0.0.1:9 2>/dev/null; then
+    fail "it is well where nobody listens"
+fi
 printf 'compose: the exec and the span of %s went through every service\n1 passed, 0 failed\n' $marker
