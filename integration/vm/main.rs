@@ -49,7 +49,10 @@ fn every_kernel_of_the_matrix_passes_what_this_one_does() {
     let mut suites = Vec::new();
     for suite in SUITES.iter().filter(is_wanted) {
         match fetch(&kernels, suite) {
-            Ok(()) => suites.push(suite),
+            Ok(()) => {
+                println!("{}: to be booted", suite.shown);
+                suites.push(suite);
+            }
             Err(why) if suite.moves => println!("skipped: {}: {why}", suite.shown),
             Err(why) => return needs::skip(&why),
         }
@@ -95,7 +98,6 @@ fn run_all<'a>(
         let booted = suites.iter().map(|suite| {
             let machine = guest::Machine { kernel: kernels.join(suite.name).join("vmlinuz"), initrd: initrd.into() };
             let folder = scratch.join(suite.name);
-            println!("{}: booting", suite.shown);
             (*suite, scope.spawn(move || machine.run(&folder)))
         });
         let booted: Vec<_> = booted.collect();
