@@ -6,7 +6,7 @@ mod writer;
 
 use std::collections::HashMap;
 use std::io::{self, IsTerminal as _};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use tracing::callsite::Identifier;
@@ -21,6 +21,7 @@ use tracing_subscriber::reload;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
 use crate::config::LogFormat;
+use crate::lock::lock;
 use writer::Writer;
 
 /// Lines that one place in the code may write in a window.
@@ -168,7 +169,7 @@ impl Limit {
     }
 
     fn windows(&self) -> MutexGuard<'_, HashMap<Identifier, Window>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 }
 

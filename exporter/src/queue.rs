@@ -11,13 +11,14 @@ mod spool;
 mod waiting;
 
 use std::pin::pin;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::config::{self, Signal};
+use crate::lock::lock;
 
 pub(crate) use batch::PREFIX_LEN;
 pub use batch::{Batch, SealError};
@@ -280,7 +281,7 @@ impl Shared {
     }
 
     fn lock(&self) -> MutexGuard<'_, Waiting> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.waiting)
     }
 
     /// Tells the spool's thread.

@@ -135,16 +135,6 @@ impl Idle {
     }
 }
 
-/// Ships what is in the queue, of whatever signal it is. Within a tokio runtime only.
-pub fn spawn(export: &Export, queue: Arc<Queue>) -> Result<Shipper, ShipError> {
-    Ok(Idle::new(export, queue)?.start())
-}
-
-#[cfg(test)]
-fn spawn_at(export: &Export, queue: Arc<Queue>, pace: Pace, proxies: Proxies) -> Result<Shipper, ShipError> {
-    Ok(Idle::at(export, queue, pace, proxies)?.start())
-}
-
 /// Whether the endpoint can be reached, proxy and TLS included. No telemetry is sent, not even an empty request.
 pub async fn probe(export: &Export) -> Result<(), ShipError> {
     probe_by(export, &Proxies::from_env()).await

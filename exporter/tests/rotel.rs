@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use namespan::config::{self, Compression, Export, Protocol, Signal};
 use namespan::queue::{Batch, Class, Queue};
-use namespan::ship;
+use namespan::ship::Idle;
 use opentelemetry_proto::tonic::collector::logs::v1::ExportLogsServiceRequest;
 use opentelemetry_proto::tonic::common::v1::any_value::Value;
 use opentelemetry_proto::tonic::common::v1::{AnyValue, ArrayValue, KeyValue};
@@ -44,7 +44,7 @@ async fn rotel_reads_what_we_ship() {
         let export = rotel.export(protocol, compression);
         let drain = Duration::from_secs(30);
         let queue = Arc::new(Queue::new(Signal::Logs, config::Queue { max_bytes: 1 << 20, max_records: None, drain }));
-        let mut shipper = ship::spawn(&export, queue.clone()).unwrap();
+        let mut shipper = Idle::new(&export, queue.clone()).unwrap().start();
         queue.push(Batch::seal(Class::Exec, 2, &request(&mark).encode_to_vec(), protocol, compression).unwrap());
         eventually("settled", || {
             let counts = queue.counters().snapshot();

@@ -260,13 +260,7 @@ impl Work {
         self.read += 1;
         let event = match decode::event(record) {
             Ok(event) => event,
-            Err(error) => {
-                if self.undecodable == 0 {
-                    tracing::error!(%error, "a record from the kernel can't be read; such records are counted");
-                }
-                self.undecodable += 1;
-                return;
-            }
+            Err(error) => return self.unreadable("from the kernel", &error),
         };
         if let Some(handover) = &mut self.handover
             && !handover.takes(&event)
@@ -289,6 +283,14 @@ impl Work {
                 self.select(&event, &stand, &attribution, self.now_unix_ns);
             }
         }
+    }
+
+    /// `which`: where the record came from, as the log has it. The first is told of, and all are counted.
+    fn unreadable(&mut self, which: &str, error: &dyn std::fmt::Display) {
+        if self.undecodable == 0 {
+            tracing::error!(%error, "a record {which} can't be read; such records are counted");
+        }
+        self.undecodable += 1;
     }
 
     /// What the runtime told; records that waited for it go on.

@@ -3,8 +3,10 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
+
+use crate::lock::lock;
 
 /// At rest, `accepted + recovered = exported + rejected + dropped (all reasons) + queued + in_flight + spooled`, of which
 /// `queued` is [`Depth::records`](super::Depth::records), and `recovered` and `spooled` are 0 without a spool.
@@ -165,7 +167,7 @@ impl Counters {
             rejected: self.rejected.load(Relaxed),
             in_flight: self.in_flight.load(Relaxed),
             retries: self.retries.load(Relaxed),
-            dropped: self.dropped.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+            dropped: lock(&self.dropped).clone(),
             spool: self.spool.as_ref().map(|spool| Spooled {
                 recovered: spool.recovered.load(Relaxed),
                 records: spool.spooled.load(Relaxed),
@@ -179,11 +181,11 @@ impl Counters {
 
     /// Nobody else is told from now on.
     pub(crate) fn time_with(&self, timed: Arc<Timed>) {
-        *self.timer.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(timed);
+        *lock(&self.timer.0) = Some(timed);
     }
 
     pub(crate) fn timed(&self, took: Duration, fault: Option<Fault>, answer: Option<Answer>) {
-        let timed = self.timer.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let timed = lock(&self.timer.0).clone();
         if let Some(timed) = timed {
             timed(took, fault, answer);
         }
@@ -206,7 +208,7 @@ impl Counters {
     pub(super) fn discard(&self, reason: Reason, records: impl Into<u64>) {
         let records = records.into();
         if records > 0 {
-            *self.dropped.lock().unwrap_or_else(PoisonError::into_inner).entry(reason).or_default() += records;
+            *lock(&self.dropped).entry(reason).or_default() += records;
         }
     }
 

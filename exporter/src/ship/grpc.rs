@@ -3,7 +3,7 @@
 //! Not through tonic's client, whose codec would compress every attempt anew.
 
 use std::future::poll_fn;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use bytes::Buf as _;
@@ -19,6 +19,7 @@ use super::outcome::{Body as Read, Outcome};
 use super::proxy::Proxies;
 use super::{ShipError, chain, encoding_name, user_agent};
 use crate::config::{Export, Signal};
+use crate::lock::lock;
 use crate::queue::{Answer, Batch, PREFIX_LEN};
 
 /// Where an answer has no time limit, a connection that says nothing this long is asked whether it is alive. Servers take
@@ -51,12 +52,12 @@ impl Grpc {
     }
 
     pub(super) async fn send(&self, batch: &Batch) -> (Outcome, Option<Answer>) {
-        let channel = self.channel.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let channel = lock(&self.channel).clone();
         let answer = self.exchange(channel, batch);
         let Some(timeout) = self.timeout else { return answer.await };
         tokio::time::timeout(timeout, answer).await.unwrap_or_else(|_| {
             // The connection may be dead without a sign of it; the next attempt should not wait on it too.
-            *self.channel.lock().unwrap_or_else(PoisonError::into_inner) = self.route.channel();
+            *lock(&self.channel) = self.route.channel();
             (Outcome::unanswered(format!("no answer within {timeout:?}")), None)
         })
     }

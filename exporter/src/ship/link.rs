@@ -1,6 +1,6 @@
 //! One way to a collector, and what is known of it: how it fares, what it refuses, and until when it wants quiet.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -8,6 +8,7 @@ use tokio::time::Instant;
 use super::proxy::Proxies;
 use super::{ShipError, Transport, encoding_name, place};
 use crate::config::{Compression, Export, Protocol, Signal};
+use crate::lock::lock;
 use crate::queue::items;
 
 /// How delivery to a collector fares.
@@ -276,7 +277,7 @@ impl Link {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 }
 

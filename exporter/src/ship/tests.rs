@@ -19,7 +19,7 @@ use opentelemetry_proto::tonic::trace::v1::{ResourceSpans, ScopeSpans, Span};
 use tracing::subscriber::NoSubscriber;
 
 use super::proxy::Proxies;
-use super::{Delivery, Pace, Shipper, spawn_at};
+use super::{Delivery, Idle, Pace, Shipper};
 use crate::config::{self, Compression, Export, Protocol, Signal};
 use crate::queue::{Batch, Class, Queue, Reason, Snapshot};
 use collector::{Answer, Collector, Received, Sent, framed, partial_success, poll};
@@ -94,7 +94,7 @@ impl Ship {
 
     fn start(self) -> Shipping {
         let queue = Arc::new(Queue::new(self.signal, self.queue));
-        let shipper = spawn_at(&self.export, queue.clone(), self.pace, self.proxies).unwrap();
+        let shipper = Idle::at(&self.export, queue.clone(), self.pace, self.proxies).unwrap().start();
         Shipping { export: self.export, queue, shipper }
     }
 }

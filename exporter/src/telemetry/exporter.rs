@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -18,6 +18,7 @@ use tonic::metadata::MetadataMap;
 
 use super::TelemetryError;
 use crate::config::{Export, Protocol};
+use crate::lock::lock;
 use crate::ship::{self, chain};
 
 /// Of an answer to an export; the rest is not read.
@@ -51,7 +52,7 @@ impl Way {
         let failed = self.failing.swap(result.is_err(), Relaxed);
         match result {
             Err(error) if !failed => {
-                let reason = self.reason.lock().unwrap_or_else(PoisonError::into_inner).take();
+                let reason = lock(&self.reason).take();
                 let reason = reason.unwrap_or_else(|| error.to_string());
                 tracing::warn!(
                     endpoint = self.endpoint,
@@ -72,11 +73,11 @@ impl Exporter {
 
     /// What is under way ends where it began.
     pub(super) fn replace(&self, way: Way) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(way);
+        *lock(&self.0) = Arc::new(way);
     }
 
     fn way(&self) -> Arc<Way> {
-        Arc::clone(&self.0.lock().unwrap_or_else(PoisonError::into_inner))
+        Arc::clone(&lock(&self.0))
     }
 }
 
@@ -190,7 +191,7 @@ impl HttpClient for Client {
         });
         answer.await?.map_err(|error| {
             let error = error.without_url();
-            *self.reason.lock().unwrap_or_else(PoisonError::into_inner) = Some(chain(&error));
+            *lock(&self.reason) = Some(chain(&error));
             error.into()
         })
     }

@@ -25,13 +25,7 @@ impl Work {
         self.hits += 1;
         let hit = match hit::decode(record) {
             Ok(hit) => hit,
-            Err(error) => {
-                if self.undecodable == 0 {
-                    tracing::error!(%error, "a record of a uprobe can't be read; such records are counted");
-                }
-                self.undecodable += 1;
-                return;
-            }
+            Err(error) => return self.unreadable("of a uprobe", &error),
         };
         let places = self.prober.as_ref().map(|prober| &prober.places).or(self.places.as_ref());
         let Some(place) = places.and_then(|places| places.get(hit.place)) else {

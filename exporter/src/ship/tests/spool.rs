@@ -15,7 +15,7 @@ impl Spooled<'_> {
         ship.queue.drain = self.drain;
         let settings = config::Spool::at(self.directory.join("spool"));
         let queue = Arc::new(Queue::open(ship.signal, "main", ship.queue, Some(&settings)).unwrap());
-        let shipper = spawn_at(&ship.export, queue.clone(), ship.pace, ship.proxies.clone()).unwrap();
+        let shipper = Idle::at(&ship.export, queue.clone(), ship.pace, ship.proxies.clone()).unwrap().start();
         Shipping { export: ship.export, queue, shipper }
     }
 }
@@ -125,7 +125,7 @@ async fn what_fails_for_too_long_is_given_up_by_its_age() {
     let settings = config::Spool { max_age, ..config::Spool::at(directory.path().join("spool")) };
     let ship = Ship::to(absent(), Protocol::HttpProtobuf);
     let queue = Arc::new(Queue::open(ship.signal, "main", ship.queue, Some(&settings)).unwrap());
-    let shipper = spawn_at(&ship.export, queue.clone(), ship.pace, ship.proxies.clone()).unwrap();
+    let shipper = Idle::at(&ship.export, queue.clone(), ship.pace, ship.proxies.clone()).unwrap().start();
     let shipping = Shipping { export: ship.export, queue, shipper };
     shipping.push(4);
     poll("given up", || shipping.queue.counters().snapshot().dropped_total() == 4).await;

@@ -287,7 +287,7 @@ async fn a_file_that_cannot_be_used_is_named_with_the_reason_before_anything_is_
             export.ca_file = Some(ca_file.clone());
             export.client = client.clone();
             let queue = Arc::new(Queue::new(Signal::Logs, config::Queue::default()));
-            let error = spawn_at(&export, queue, PACE, direct()).unwrap_err().to_string();
+            let error = Idle::at(&export, queue, PACE, direct()).unwrap_err().to_string();
             assert!(error.contains(expected), "{expected}: {error}");
             let probed = super::super::probe(&export).await.unwrap_err().to_string();
             assert_eq!(probed, error);
