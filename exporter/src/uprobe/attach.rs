@@ -83,6 +83,30 @@ pub enum UprobeError {
     Inode { reason: String },
 }
 
+impl UprobeError {
+    /// Whether the same may work later, as others give back what they use: not where the probe itself or the file is refused.
+    #[must_use]
+    pub fn may_pass(&self) -> bool {
+        match self {
+            Self::Full { .. } | Self::Map { .. } | Self::Mapping(_) | Self::Inode { .. } => true,
+            Self::Attach { source, .. } | Self::Link { source, .. } => source.raw_os_error() != Some(ENOTSUPP),
+            Self::Btf(_)
+            | Self::Load(_)
+            | Self::NoCookie
+            | Self::Program { .. }
+            | Self::Missing { .. }
+            | Self::Pmu { .. }
+            | Self::PmuForm { .. }
+            | Self::Pid(_)
+            | Self::Cpus(_)
+            | Self::Retired { .. }
+            | Self::Vector { .. }
+            | Self::NoArgument { .. }
+            | Self::Semaphore { .. } => false,
+        }
+    }
+}
+
 /// What `perf_event_open`, and `BPF_LINK_CREATE` of `uprobe.multi`, mean by their error.
 struct Refusal<'a>(&'a io::Error);
 
@@ -430,6 +454,7 @@ pub struct Uprobes {
     /// Slots that never were begin here.
     fresh: u32,
     limit: u32,
+    pair_limit: u32,
     call_limit: u32,
     /// Of the next place; the upper half of its id.
     generation: u32,
@@ -487,7 +512,15 @@ impl Uprobes {
         let hooks = match multi::load(OBJECT, &ebpf, [ENTRY, RETURN]) {
             Ok(programs) => Hooks::Multi(programs),
             Err(error) => {
-                tracing::debug!(%error, "no uprobe.multi, which takes Linux 6.6: uprobes end one after the other");
+                if error.raw_os_error() == Some(libc::EINVAL) {
+                    tracing::debug!(%error, "no uprobe.multi, which takes Linux 6.6: uprobes end one after the other");
+                } else {
+                    tracing::warn!(
+                        %error,
+                        "programs of uprobe.multi can't be loaded, though the kernel may have it: uprobes end one after the \
+                         other until the next start"
+                    );
+                }
                 let pmu = Pmu::read()?;
                 for program in [ENTRY, RETURN] {
                     let loaded = program_of::<UProbe>(&mut ebpf, program)?.load();
@@ -521,6 +554,7 @@ impl Uprobes {
             free: VecDeque::new(),
             fresh: 0,
             limit: limits.places,
+            pair_limit: limits.cgroups,
             call_limit: limits.calls,
             generation: 1,
             cpus: aya::util::nr_cpus().map_err(|(_, source)| UprobeError::Cpus(source))?,
@@ -632,12 +666,11 @@ impl Uprobes {
         matches!(self.hooks, Hooks::Multi(_))
     }
 
-    /// From now on hits of this cgroup are told at the place, if it has [`Scope::Cgroups`].
-    pub fn allow(&mut self, place: PlaceId, cgroup: CgroupKey) -> Result<(), UprobeError> {
+    /// From now on hits of this cgroup are told at the place, if it has [`Scope::Cgroups`]. Whether they were not before.
+    pub fn allow(&mut self, place: PlaceId, cgroup: CgroupKey) -> Result<bool, UprobeError> {
         let Some(Used { cgroups, .. }) = self.used.get_mut(&place) else { return Err(UprobeError::Retired { place }) };
         self.allowed.insert(key(place, cgroup), 0, 0).map_err(of_map("ALLOWED"))?;
-        cgroups.insert(cgroup);
-        Ok(())
+        Ok(cgroups.insert(cgroup))
     }
 
     /// No longer.
@@ -694,6 +727,12 @@ impl Uprobes {
     #[must_use]
     pub fn limit(&self) -> u32 {
         self.limit
+    }
+
+    /// Of how many pairs of a place and a cgroup at the same time there is room.
+    #[must_use]
+    pub fn pair_limit(&self) -> u32 {
+        self.pair_limit
     }
 
     /// Hits of all places that the kernel ran no program for, which older kernels do while another program is in the middle

@@ -178,6 +178,14 @@ pub enum ElfError {
     NoMarker { provider: String, name: String, similar: Vec<String> },
 }
 
+impl ElfError {
+    /// Whether the same file may be read later.
+    #[must_use]
+    pub fn may_pass(&self) -> bool {
+        matches!(self, Self::Read { .. } | Self::DebugFile { .. })
+    }
+}
+
 fn offer(names: &[String]) -> String {
     if names.is_empty() { String::new() } else { format!("; similar: {}", names.join(", ")) }
 }

@@ -7,6 +7,7 @@ mod groups;
 mod members;
 
 use std::collections::{HashMap, VecDeque};
+use std::ops::ControlFlow;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -26,7 +27,7 @@ use crate::event::ProcessId;
 use crate::list::host::Hierarchies;
 use crate::lock::lock;
 use groups::{Group, GroupKey};
-use members::{Look, Member, MemberKey};
+use members::{BIT, Look, Member, MemberKey};
 
 /// Words to the thread that may wait.
 const WORDS: usize = 8192;
@@ -101,7 +102,7 @@ enum Word {
 pub enum Answer {
     /// A probe is at work in a file; others that have the same are not told of.
     Attached { probe: Arc<Uprobe>, container: Option<Arc<Container>>, binary: String, places: usize },
-    /// It can't be attached there; told once for each reason.
+    /// It can't be attached there: told once, and again where the reason becomes another.
     Refused { probe: Arc<Uprobe>, container: Option<Arc<Container>>, reason: String },
 }
 
@@ -296,18 +297,12 @@ impl Follow {
             let patience =
                 if self.is_looking() { Duration::ZERO } else { until.saturating_duration_since(Instant::now()) };
             match words.recv_timeout(patience) {
-                Ok(Word::Residents(residents)) => self.residents(residents),
-                Ok(Word::Seen(seen)) => self.seen(seen),
-                Ok(Word::Described(container, first)) => self.described(container, first),
-                // Whoever asked may be gone.
-                Ok(Word::Count(answer)) => drop(answer.send(self.totals())),
-                Ok(Word::End(answer)) => {
-                    self.hush();
-                    drop(answer.send(self.totals()));
-                    return;
+                Ok(word) => {
+                    if self.hear(word, words).is_break() {
+                        return;
+                    }
                 }
-                // The settings are looked at below.
-                Ok(Word::Settings) | Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
             }
             let settings = lock(&self.new_settings).take();
@@ -321,6 +316,30 @@ impl Follow {
             }
             self.look_on();
         }
+    }
+
+    /// A word and those that wait behind it: as much time as a bit of looking takes, so that neither waits for all of the other.
+    fn hear(&mut self, first: Word, others: &Receiver<Word>) -> ControlFlow<()> {
+        let until = Instant::now() + BIT;
+        let mut next = Some(first);
+        while let Some(word) = next {
+            match word {
+                Word::Residents(residents) => self.residents(residents),
+                Word::Seen(seen) => self.seen(seen),
+                Word::Described(container, first) => self.described(container, first),
+                // Whoever asked may be gone.
+                Word::Count(answer) => drop(answer.send(self.totals())),
+                Word::End(answer) => {
+                    self.hush();
+                    drop(answer.send(self.totals()));
+                    return ControlFlow::Break(());
+                }
+                // They are looked at before what comes behind.
+                Word::Settings => return ControlFlow::Continue(()),
+            }
+            next = if Instant::now() < until { others.try_recv().ok() } else { None };
+        }
+        ControlFlow::Continue(())
     }
 
     fn totals(&mut self) -> Totals {

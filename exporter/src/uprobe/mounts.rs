@@ -4,6 +4,7 @@
 use std::fs::{self, File};
 use std::io::{self, Read as _};
 use std::os::fd::{AsRawFd as _, BorrowedFd};
+use std::sync::OnceLock;
 
 /// Most bytes of a table that are read; what is not in it is not trusted.
 const TABLE: u64 = 4 << 20;
@@ -13,9 +14,16 @@ const REMOTE: [&str; 14] = [
     "smb3",
 ];
 
+/// The device that we ourselves live on; it does not change.
+static OWN_DEVICE: OnceLock<String> = OnceLock::new();
+
 /// The mounts that a process sees.
 #[derive(Debug)]
-pub struct Mounts(Vec<Mount>);
+pub struct Mounts {
+    mounts: Vec<Mount>,
+    /// Whether they are all.
+    pub is_whole: bool,
+}
 
 #[derive(Debug, PartialEq, Eq)]
 pub struct Mount {
@@ -30,15 +38,16 @@ pub struct Mount {
 
 impl Mounts {
     /// `table`: a `mountinfo` in `/proc`, at its beginning.
-    pub fn read(table: File) -> io::Result<Self> {
+    pub fn read(table: &File) -> io::Result<Self> {
         let mut text = Vec::new();
-        table.take(TABLE).read_to_end(&mut text)?;
-        let own = fs::read_to_string("/proc/self/mountinfo")?;
-        let own = Self::parse(&own).0.into_iter().rev().find(|mount| mount.point == "/").map(|root| root.device);
+        table.take(TABLE + 1).read_to_end(&mut text)?;
+        let own = own_device()?;
         let mut mounts = Self::parse(&String::from_utf8_lossy(&text));
-        for mount in &mut mounts.0 {
+        // A container may fill its table to hide a mount behind the end of what is read.
+        mounts.is_whole = text.len() as u64 <= TABLE;
+        for mount in &mut mounts.mounts {
             // Whom this host itself lives on answers, or nothing does.
-            mount.remote &= own.as_ref() != Some(&mount.device);
+            mount.remote &= own != Some(&*mount.device);
         }
         Ok(mounts)
     }
@@ -54,21 +63,21 @@ impl Mounts {
             let remote = REMOTE.contains(&&*kind) || kind.starts_with("fuse");
             Some(Mount { id, parent, device, point, kind, remote })
         });
-        Self(mounts.collect())
+        Self { mounts: mounts.collect(), is_whole: true }
     }
 
-    /// Whether all of them are answered for by the kernel alone.
+    /// Whether all that there are are answered for by the kernel alone.
     #[must_use]
     pub fn all_answer(&self) -> bool {
-        self.0.iter().all(|mount| !mount.remote)
+        self.is_whole && self.mounts.iter().all(|mount| !mount.remote)
     }
 
     /// Why it may not answer, or one that leads to it.
     #[must_use]
     pub fn doubt(&self, id: u64) -> Option<String> {
         let mut next = Some(id);
-        for _ in 0..=self.0.len() {
-            let found = next.and_then(|id| self.0.iter().find(|mount| mount.id == id));
+        for _ in 0..=self.mounts.len() {
+            let found = next.and_then(|id| self.mounts.iter().find(|mount| mount.id == id));
             let Some(mount) = found else {
                 // Above the root there is nothing to be seen.
                 return (next == Some(id)).then(|| "a mount that its table does not show".to_owned());
@@ -82,16 +91,32 @@ impl Mounts {
         None
     }
 
-    /// The one on top of those that a path without links leads to.
+    /// The one that a path without links leads to from the root, which is on the mount `root`.
     #[must_use]
-    pub fn of_path(&self, path: &str) -> Option<&Mount> {
+    pub fn of_path(&self, root: u64, path: &str) -> Option<&Mount> {
         let holds = |mount: &&Mount| {
             let rest = path.strip_prefix(mount.point.trim_end_matches('/'));
             rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
         };
-        // Of several on one place the last hides the others.
-        self.0.iter().filter(holds).max_by_key(|mount| mount.point.len())
+        // As the kernel goes: from each mount to the first that is on it along the path. One that is deeper on the same mount
+        // is hidden by that.
+        let mut at = self.mounts.iter().find(|mount| mount.id == root)?;
+        for _ in 0..self.mounts.len() {
+            let on_it = self.mounts.iter().filter(|mount| mount.parent == at.id && mount.id != at.id);
+            let Some(next) = on_it.filter(holds).min_by_key(|mount| mount.point.len()) else { break };
+            at = next;
+        }
+        Some(at)
     }
+}
+
+fn own_device() -> io::Result<Option<&'static str>> {
+    if let Some(device) = OWN_DEVICE.get() {
+        return Ok(Some(device));
+    }
+    let own = Mounts::parse(&fs::read_to_string("/proc/self/mountinfo")?);
+    let root = own.mounts.into_iter().rev().find(|mount| mount.point == "/");
+    Ok(root.map(|root| &**OWN_DEVICE.get_or_init(|| root.device)))
 }
 
 /// The mount that an open file is on; the file system is not asked.
@@ -135,7 +160,7 @@ mod tests {
     #[test]
     fn what_others_answer_for_is_doubted_and_what_lies_behind_it() {
         let mounts = Mounts::parse(TABLE);
-        assert_eq!(mounts.0.len(), 6);
+        assert_eq!(mounts.mounts.len(), 6);
         assert!(!mounts.all_answer());
         for (id, kind) in [(2, "nfs4"), (3, "nfs4"), (5, "fuse.sshfs"), (6, "fuse.sshfs"), (7, "does not show")] {
             let doubt = mounts.doubt(id).unwrap();
@@ -147,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn a_path_is_on_the_deepest_mount_above_it() {
+    fn a_path_is_on_the_mount_that_it_leads_to() {
         let mounts = Mounts::parse(TABLE);
         for (path, id) in [
             ("/usr/bin/x", 1),
@@ -158,14 +183,42 @@ mod tests {
             ("/opt/a b/x", 4),
             ("/mnt/x", 6),
         ] {
-            assert_eq!(mounts.of_path(path).unwrap().id, id, "{path}");
+            assert_eq!(mounts.of_path(1, path).unwrap().id, id, "{path}");
         }
+        assert!(mounts.of_path(9, "/").is_none());
+    }
+
+    #[test]
+    fn a_mount_that_another_covers_is_not_what_a_path_leads_to() {
+        let covered = "1 0 0:30 / / rw - overlay o rw\n2 1 8:1 / /a/b rw - ext4 x rw\n3 1 0:9 / /a rw - fuse f rw\n";
+        let mounts = Mounts::parse(covered);
+        assert_eq!(mounts.of_path(1, "/a/b/program").unwrap().id, 3);
+    }
+
+    #[test]
+    fn a_table_that_is_too_long_to_be_read_is_not_trusted() {
+        let mut table = "1 0 0:30 / / rw - overlay overlay rw\n".to_owned();
+        let more = "2 1 0:31 / /full rw - tmpfs tmpfs rw\n";
+        table.push_str(&more.repeat(usize::try_from(super::TABLE).unwrap() / more.len()));
+        let read = |table: &str| {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("mountinfo");
+            fs::write(&path, table).unwrap();
+            Mounts::read(&File::open(path).unwrap()).unwrap()
+        };
+        table.truncate(usize::try_from(super::TABLE).unwrap());
+        assert!(read(&table).all_answer() && read(&table).is_whole);
+        table.push_str("\n5 1 0:32 / /hidden rw - fuse.sshfs host:/ rw\n");
+        let cut = read(&table);
+        assert!(!cut.all_answer() && !cut.is_whole);
+        assert_eq!(cut.doubt(1), None);
     }
 
     #[test]
     fn the_mount_of_an_open_file_is_in_the_table() {
-        let mounts = Mounts::read(File::open("/proc/self/mountinfo").unwrap()).unwrap();
+        let mounts = Mounts::read(&File::open("/proc/self/mountinfo").unwrap()).unwrap();
+        let root = mount_of(std::os::fd::AsFd::as_fd(&File::open("/").unwrap())).unwrap();
         let id = mount_of(std::os::fd::AsFd::as_fd(&File::open("/proc/self/stat").unwrap())).unwrap();
-        assert_eq!(mounts.of_path("/proc/self/stat").unwrap().id, id);
+        assert_eq!(mounts.of_path(root, "/proc/self/stat").unwrap().id, id);
     }
 }

@@ -1,12 +1,15 @@
 //! A process and a path come in; the file at that path in the process's root goes out, and no other, whatever links there
 //! are.
 
+use std::cell::RefCell;
 use std::fs::File;
 use std::io::{self, Read as _};
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
+use std::rc::Rc;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, fstat, openat, openat2};
 use rustix::io::Errno;
 
@@ -27,6 +30,16 @@ pub struct Root {
     directory: OwnedFd,
     /// The process's own in `/proc`; `None`: our own root.
     process: Option<OwnedFd>,
+    /// The table of mounts and what it said, as far as it was read.
+    mounts: RefCell<Option<(File, Rc<Mounts>)>>,
+}
+
+/// Names a root as long as somebody has it: paths lead to the same files in the same root.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct RootId {
+    mount: u64,
+    device: u64,
+    inode: u64,
 }
 
 /// A file opened in a root.
@@ -110,11 +123,15 @@ impl OpenError {
 }
 
 impl Root {
+    fn new(directory: OwnedFd, process: Option<OwnedFd>) -> Self {
+        Self { directory, process, mounts: RefCell::new(None) }
+    }
+
     /// Our own.
     pub fn of_host() -> Result<Self, OpenError> {
         let directory =
             directory(CWD, "/").map_err(|error| OpenError::Open { path: "/".to_owned(), source: error.into() })?;
-        Ok(Self { directory, process: None })
+        Ok(Self::new(directory, None))
     }
 
     /// Of a process that began then.
@@ -147,6 +164,14 @@ impl Root {
         same_root && same_mounts
     }
 
+    /// `None`: the kernel does not say.
+    #[must_use]
+    pub fn id(&self) -> Option<RootId> {
+        let stat = fstat(&self.directory).ok()?;
+        let mount = mount_of(self.directory.as_fd()).ok()?;
+        Some(RootId { mount, device: stat.st_dev, inode: stat.st_ino })
+    }
+
     /// A directory in `/proc` stays that of the one process, and is empty once that is gone: what is opened through it is of
     /// the process whose start was looked at.
     fn checked(pid: u32, is_wanted: impl Fn(Stat) -> bool) -> Result<Self, OpenError> {
@@ -160,7 +185,7 @@ impl Root {
             return Err(OpenError::Gone { pid });
         }
         match directory(process.as_fd(), "root") {
-            Ok(directory) => Ok(Self { directory, process: Some(process) }),
+            Ok(directory) => Ok(Self::new(directory, Some(process))),
             Err(Errno::NOENT | Errno::SRCH) => Err(OpenError::Gone { pid }),
             Err(error) => Err(OpenError::Root { pid, source: error.into() }),
         }
@@ -200,16 +225,20 @@ impl Root {
         let within = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
         match resolve(&self.directory, path, within | ResolveFlags::NO_XDEV) {
             Err(Errno::XDEV) if mounts.all_answer() => resolve(&self.directory, path, within),
-            Err(Errno::XDEV) => return self.find_on_mount(&mounts, path),
+            Err(Errno::XDEV) if !mounts.is_whole => {
+                let reason = "another mount than the root, of more than can be looked at".to_owned();
+                return Err(OpenError::Remote { path: path.to_owned(), reason });
+            }
+            Err(Errno::XDEV) => return self.find_on_mount(&mounts, own, path),
             ended => ended,
         }
         .map_err(|error| refused(path, error))
     }
 
     /// On the mount that the path names, if no link leads away from there.
-    fn find_on_mount(&self, mounts: &Mounts, path: &str) -> Result<OwnedFd, OpenError> {
+    fn find_on_mount(&self, mounts: &Mounts, own: u64, path: &str) -> Result<OwnedFd, OpenError> {
         let crosses = || OpenError::Crosses { path: path.to_owned() };
-        let mount = mounts.of_path(path).ok_or_else(crosses)?;
+        let mount = mounts.of_path(own, path).ok_or_else(crosses)?;
         if let Some(reason) = mounts.doubt(mount.id) {
             return Err(OpenError::Remote { path: path.to_owned(), reason });
         }
@@ -227,13 +256,23 @@ impl Root {
         }
     }
 
-    fn mounts(&self) -> io::Result<Mounts> {
+    /// As they are now.
+    fn mounts(&self) -> io::Result<Rc<Mounts>> {
+        if let Some((table, mounts)) = &*self.mounts.borrow()
+            && !has_changed(table)?
+        {
+            return Ok(Rc::clone(mounts));
+        }
         let flags = OFlags::RDONLY | OFlags::CLOEXEC;
         let table = match &self.process {
             Some(process) => openat(process, "mountinfo", flags, Mode::empty()),
             None => openat(CWD, "/proc/self/mountinfo", flags, Mode::empty()),
         };
-        Mounts::read(table?.into())
+        // What changes while it is read is seen the next time.
+        let table = File::from(table?);
+        let mounts = Rc::new(Mounts::read(&table)?);
+        self.mounts.replace(Some((table, Rc::clone(&mounts))));
+        Ok(mounts)
     }
 
     /// A library that the process has mapped now, opened in its root: `libssl`, `libssl.so.3` or any file name.
@@ -247,6 +286,14 @@ impl Root {
             None => self.open(&path),
         }
     }
+}
+
+/// Whether there are other mounts than when this table of the kernel was opened or last asked.
+fn has_changed(table: &File) -> io::Result<bool> {
+    let mut asked = [PollFd::new(table, PollFlags::PRI)];
+    let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
+    poll(&mut asked, Some(&at_once))?;
+    Ok(asked.iter().any(|asked| asked.revents().intersects(PollFlags::PRI | PollFlags::ERR)))
 }
 
 fn refused(path: &str, error: Errno) -> OpenError {
@@ -305,7 +352,7 @@ mod tests {
     /// A directory as the root of a container.
     fn root(directory: &Path) -> Root {
         let directory = super::directory(CWD, directory.to_str().unwrap()).unwrap();
-        Root { directory, process: None }
+        Root::new(directory, None)
     }
 
     #[test]
@@ -328,6 +375,22 @@ mod tests {
         assert!(matches!(root.open("etc/hostname"), Err(OpenError::Path { .. })));
         assert!(matches!(root.open(&"/x".repeat(3000)), Err(OpenError::Path { .. })));
         assert!(matches!(Root::of_host().unwrap().open("/proc/self/exe"), Err(OpenError::Open { .. })));
+    }
+
+    #[test]
+    fn processes_with_one_root_have_one_name_of_it() {
+        let own = Root::of_host().unwrap().id().unwrap();
+        assert_eq!(Root::of_pid(std::process::id()).unwrap().id(), Some(own));
+        assert_ne!(root(tempfile::tempdir().unwrap().path()).id(), Some(own));
+    }
+
+    #[test]
+    fn the_table_of_mounts_is_read_once_while_it_stays() {
+        let root = Root::of_pid(std::process::id()).unwrap();
+        let [first, next] = [root.mounts().unwrap(), root.mounts().unwrap()];
+        // Another test may mount meanwhile.
+        let changed = root.mounts.borrow().as_ref().is_some_and(|(_, last)| !Rc::ptr_eq(last, &next));
+        assert!(Rc::ptr_eq(&first, &next) || changed);
     }
 
     #[test]

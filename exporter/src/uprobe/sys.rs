@@ -79,6 +79,8 @@ const BPF_TRACE_UPROBE_MULTI: u32 = 48;
 const BPF_F_UPROBE_MULTI_RETURN: u32 = 1;
 const BPF_PERF_EVENT: u32 = 41;
 const PERF_FLAG_FD_CLOEXEC: c_long = 8;
+/// The verifier gives up where a signal arrives.
+const LOAD_ATTEMPTS: usize = 5;
 
 /// Creates a uprobe for every process, which runs nothing yet. `kind` is the uprobes' type of perf events, `config` their
 /// options, `path` names the file, `offset` is in bytes of the file.
@@ -137,9 +139,20 @@ pub fn load_multi(name: &str, instructions: &[bpf_insn], license: &CStr) -> io::
         *to = from;
     }
     let size = c_uint::try_from(size_of::<ProgLoad>()).map_err(io::Error::other)?;
-    // SAFETY: `attr`, the instructions and the license live as long as the call, which only reads them.
-    let fd = unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_LOAD, &raw const attr, size) };
-    owned(fd)
+    again_if_interrupted(|| {
+        // SAFETY: `attr`, the instructions and the license live as long as the call, which only reads them.
+        owned(unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_LOAD, &raw const attr, size) })
+    })
+}
+
+fn again_if_interrupted<T>(mut attempt: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    for _ in 1..LOAD_ATTEMPTS {
+        match attempt() {
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EINTR)) => {}
+            ended => return ended,
+        }
+    }
+    attempt()
 }
 
 /// A uprobe for every process that runs the program at each hit, until the link is closed. `semaphore`: its offset in the
@@ -205,5 +218,25 @@ impl Drop for Mapping {
     fn drop(&mut self) {
         // SAFETY: our own mapping, of which no reference exists.
         let _unmapped = unsafe { libc::munmap(self.address, PAGE) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_load_that_a_signal_ends_is_tried_again_and_not_for_ever() {
+        let load = |errors: usize, errno| {
+            let mut attempts = 0;
+            let loaded = again_if_interrupted(|| {
+                attempts += 1;
+                if attempts > errors { Ok(()) } else { Err(io::Error::from_raw_os_error(errno)) }
+            });
+            (loaded.is_ok(), attempts)
+        };
+        assert_eq!(load(2, libc::EAGAIN), (true, 3));
+        assert_eq!(load(9, libc::EAGAIN), (false, LOAD_ATTEMPTS));
+        assert_eq!(load(9, libc::EINVAL), (false, 1));
     }
 }

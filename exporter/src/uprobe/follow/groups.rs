@@ -9,10 +9,10 @@ use std::time::Instant;
 use namespan_ebpf::uprobe_wire::Operand;
 use namespan_ebpf::wire::CgroupKey;
 
-use super::members::{Fit, MemberKey};
+use super::members::{Bad, Fit, MemberKey, Refusal, Why};
 use super::{Answer, Follow};
 use crate::attach::refusal::chain;
-use crate::uprobe::attach::{At, Link, PlaceId, PlaceSpec, RealInode, Scope};
+use crate::uprobe::attach::{At, Link, PlaceId, PlaceSpec, RealInode, Scope, UprobeError};
 use crate::uprobe::elf::{self, Image, Trust};
 use crate::uprobe::place::Place;
 use crate::uprobe::registers;
@@ -21,7 +21,7 @@ use crate::uprobe::spec::{Target, Uprobe};
 
 /// Files of one probe in one container; of more the newest are not probed.
 const FILES: usize = 16;
-/// One container has such a part of all places at most.
+/// One container has such a part of all places at most, and of all pairs of a place and a cgroup.
 const SHARE: usize = 4;
 /// Why the return of a Go function is not probed.
 const GO_RETURN: &str = "it is a Go function: a return probe would break its stack, which moves; probe its entry, or the offsets \
@@ -57,7 +57,7 @@ impl Follow {
         probe: &Arc<Uprobe>,
         root: &Root,
         opened: Opened,
-    ) -> Result<(), String> {
+    ) -> Result<(), Refusal> {
         let seen_as = opened.version();
         let fit = self.members.get(member_key).and_then(|member| member.fits.get(&probe.name));
         if let Some(fit) = fit {
@@ -65,13 +65,35 @@ impl Follow {
                 return Ok(());
             }
             // The same file is as bad as before.
-            if let Some((_, reason)) = fit.bad.iter().find(|(version, _)| *version == seen_as) {
-                return Err(reason.clone());
+            if let Some(bad) = fit.bad.iter().find(|bad| bad.version == seen_as) {
+                return Err(bad.refusal.clone());
             }
             if fit.files.len() >= FILES {
-                return Err(format!("{}: the probe is in {FILES} other files of the target already", opened.path));
+                let reason = format!("{}: the probe is in {FILES} other files of the target already", opened.path);
+                return Err(Refusal { reason, why: Why::Room });
             }
         }
+        let taken = self.take_anew(member_key, probe, root, opened);
+        if let Some(fit) = self.members.get_mut(member_key).and_then(|member| member.fits.get_mut(&probe.name)) {
+            match &taken {
+                Ok(()) => drop(fit.known.insert(seen_as)),
+                Err(refusal) => {
+                    fit.bad.truncate(FILES - 1);
+                    fit.bad.push_front(Bad { version: seen_as, refusal: refusal.clone() });
+                }
+            }
+        }
+        taken
+    }
+
+    /// As [`take`](Self::take), of a file that was not seen as this.
+    fn take_anew(
+        &mut self,
+        member_key: &MemberKey,
+        probe: &Arc<Uprobe>,
+        root: &Root,
+        opened: Opened,
+    ) -> Result<(), Refusal> {
         let file_key = match self.uprobes.real_inode(opened.file.as_fd()) {
             Ok(real) => FileKey::Real(real),
             Err(_) => FileKey::Own { member: member_key.clone(), device: opened.device, inode: opened.inode },
@@ -87,36 +109,24 @@ impl Follow {
         let binary = opened.path.clone();
         let is_new = !self.groups.contains_key(&key);
         if is_new {
-            match self.attach(member_key, probe, root, opened, &cgroups) {
-                Ok(group) => drop(self.groups.insert(key.clone(), group)),
-                Err(reason) => {
-                    if let Some(fit) =
-                        self.members.get_mut(member_key).and_then(|member| member.fits.get_mut(&probe.name))
-                    {
-                        fit.bad.truncate(FILES - 1);
-                        fit.bad.push_front((seen_as, reason.clone()));
-                    }
-                    return Err(reason);
-                }
-            }
+            // Its cgroups are allowed before it is attached.
+            let group = self.attach(member_key, probe, root, opened, &cgroups)?;
+            self.groups.insert(key.clone(), group);
+        } else if let Some(group) = self.groups.get(&key) {
+            let places = group.places.clone();
+            self.allow_all(member_key, &places, &cgroups)
+                .map_err(|Refusal { reason, why }| Refusal { reason: format!("{binary}: {reason}"), why })?;
         }
         let Some(group) = self.groups.get_mut(&key) else { return Ok(()) };
         group.holders.insert(member_key.clone());
-        let places = group.places.clone();
+        let places = group.places.len();
         if let Some(fit) = self.members.get_mut(member_key).and_then(|member| member.fits.get_mut(&probe.name)) {
             fit.files.push(file_key);
-            fit.known.insert(seen_as);
             fit.refused = None;
         }
         if is_new {
-            // Its cgroups were allowed before it was attached.
-            self.tell(Answer::Attached { probe: Arc::clone(probe), container, binary, places: places.len() });
+            self.tell(Answer::Attached { probe: Arc::clone(probe), container, binary, places });
         } else {
-            for place in &places {
-                for cgroup in &cgroups {
-                    self.uprobes.allow(*place, *cgroup).map_err(|error| chain(&error))?;
-                }
-            }
             let container = container.map_or_else(String::new, |container| container.id.clone());
             tracing::debug!(probe = probe.name, container, binary, "probing a file that is probed for others already");
         }
@@ -131,9 +141,12 @@ impl Follow {
         root: &Root,
         Opened { file, path, .. }: Opened,
         cgroups: &[CgroupKey],
-    ) -> Result<Group, String> {
-        let copy = file.try_clone().map_err(|error| format!("{path}: {error}"))?;
-        let of_file = |error: &elf::ElfError| format!("{path}: {}", chain(error));
+    ) -> Result<Group, Refusal> {
+        let copy = file.try_clone().map_err(|error| Refusal { reason: format!("{path}: {error}"), why: Why::Room })?;
+        let of_file = |error: &elf::ElfError| {
+            let why = if error.may_pass() { Why::Room } else { Why::File };
+            Refusal { reason: format!("{path}: {}", chain(error)), why }
+        };
         let mut image = Image::open(copy).map_err(|error| of_file(&error))?;
         let places = image.resolve(&probe.function, probe.kind).or_else(|error| {
             let trust = if root.is_ours() { Trust::Host } else { Trust::Container };
@@ -148,12 +161,15 @@ impl Follow {
             let have: usize = charged.map(|group| group.places.len()).sum();
             if have + places.len() > most {
                 let more = places.len();
-                return Err(format!(
+                let reason = format!(
                     "{path}: {more} more places: the container has {have} of the {most} that one may have: probe fewer \
                      functions or files in it"
-                ));
+                );
+                return Err(Refusal { reason, why: Why::Room });
             }
         }
+        self.has_room_for(member, places.len() * cgroups.len())
+            .map_err(|Refusal { reason, why }| Refusal { reason: format!("{path}: {reason}"), why })?;
         let scope = match probe.target {
             Target::Containers(_) => Scope::Cgroups,
             Target::Host => Scope::Host,
@@ -179,43 +195,77 @@ impl Follow {
         found: elf::Place,
         cgroups: &[CgroupKey],
         group: &mut Group,
-    ) -> Result<(), String> {
+    ) -> Result<(), Refusal> {
         let elf::Place { function, offset, usdt, returns, .. } = found;
-        let of_function = |reason: &str| format!("{path}: {function}: {reason}");
+        let of_file = |reason: &str| Refusal { reason: format!("{path}: {function}: {reason}"), why: Why::File };
+        let of_function = |error: UprobeError| {
+            let why = if error.may_pass() { Why::Room } else { Why::File };
+            Refusal { why, ..of_file(&chain(&error)) }
+        };
         if !returns.is_empty() {
-            return Err(of_function(GO_RETURN));
+            return Err(of_file(GO_RETURN));
         }
         let spec = match &usdt {
             None => PlaceSpec::of_function(probe, scope),
             Some(usdt) => {
-                let operands = operands(probe, usdt).map_err(|reason| of_function(&reason))?;
+                let operands = operands(probe, usdt).map_err(|reason| of_file(&reason))?;
                 PlaceSpec::of_operands(probe, scope, &operands)
             }
         };
-        let id = spec.and_then(|spec| self.uprobes.place(&spec)).map_err(|error| of_function(&chain(&error)))?;
+        let id = spec.and_then(|spec| self.uprobes.place(&spec)).map_err(of_function)?;
         group.places.push(id);
         let binary = path.to_owned();
         self.places
             .insert(id, Arc::new(Place { probe: Arc::clone(probe), function: function.clone(), binary, offset }));
         // Before there are hits.
         for cgroup in cgroups {
-            self.uprobes.allow(id, *cgroup).map_err(|error| of_function(&chain(&error)))?;
+            self.uprobes.allow(id, *cgroup).map_err(of_function)?;
         }
         let at = At { offset, semaphore: usdt.and_then(|usdt| usdt.semaphore_offset) };
-        let link = self.uprobes.attach(group.file.as_fd(), id, at).map_err(|error| of_function(&chain(&error)))?;
+        let link = self.uprobes.attach(group.file.as_fd(), id, at).map_err(of_function)?;
         group.links.push(link);
         Ok(())
     }
 
-    /// A cgroup of a member that was not known.
-    pub(super) fn allow(&mut self, key: &MemberKey, cgroup: CgroupKey) {
-        let held: Vec<_> = self.groups.values().filter(|group| group.holders.contains(key)).collect();
-        let places: Vec<_> = held.iter().flat_map(|group| group.places.iter().copied()).collect();
-        for place in places {
-            if let Err(error) = self.uprobes.allow(place, cgroup) {
-                tracing::error!(%error, "a cgroup can't be probed");
+    /// A cgroup of a member that was not known: at all places that the member has, or none.
+    pub(super) fn allow(&mut self, key: &MemberKey, cgroup: CgroupKey) -> Result<(), Refusal> {
+        let held = self.groups.values().filter(|group| group.holders.contains(key));
+        let places: Vec<_> = held.flat_map(|group| group.places.iter().copied()).collect();
+        self.allow_all(key, &places, &[cgroup])
+    }
+
+    /// All of them, or none.
+    fn allow_all(&mut self, key: &MemberKey, places: &[PlaceId], cgroups: &[CgroupKey]) -> Result<(), Refusal> {
+        self.has_room_for(key, places.len() * cgroups.len())?;
+        let mut new = Vec::new();
+        for (place, cgroup) in places.iter().flat_map(|place| cgroups.iter().map(|cgroup| (*place, *cgroup))) {
+            match self.uprobes.allow(place, cgroup) {
+                Ok(is_new) => new.extend(is_new.then_some((place, cgroup))),
+                Err(error) => {
+                    for (place, cgroup) in new {
+                        self.uprobes.disallow(place, cgroup);
+                    }
+                    return Err(Refusal { reason: chain(&error), why: Why::Room });
+                }
             }
         }
+        Ok(())
+    }
+
+    /// A container that makes cgroups must not take the room of all others.
+    fn has_room_for(&self, key: &MemberKey, more: usize) -> Result<(), Refusal> {
+        let cgroups = self.members.get(key).map_or(0, |member| member.cgroups.len());
+        let held = self.groups.values().filter(|group| group.holders.contains(key));
+        let have = cgroups * held.map(|group| group.places.len()).sum::<usize>();
+        let most = usize::try_from(self.uprobes.pair_limit()).unwrap_or(usize::MAX) / SHARE;
+        if have + more <= most {
+            return Ok(());
+        }
+        let reason = format!(
+            "{more} more pairs of a place and a cgroup: the container has {have} of the {most} that one may have: probe fewer \
+             functions or files in it, or run fewer cgroups there"
+        );
+        Err(Refusal { reason, why: Why::Room })
     }
 
     /// Cgroups that are gone make room for others.

@@ -13,7 +13,7 @@ use crate::attach::refusal::chain;
 use crate::enrich::container::Container;
 use crate::enrich::procfs::{self, Stat};
 use crate::list::host::processes;
-use crate::uprobe::root::{OpenError, Version};
+use crate::uprobe::root::{OpenError, Root, Version};
 use crate::uprobe::spec::{Binary, Target, Uprobe};
 
 /// From one reason why a probe is not attached to the next, at least.
@@ -31,8 +31,8 @@ const LOADED: [Duration; 3] = [Duration::from_millis(50), Duration::from_millis(
 /// So many processes are looked at then, the newest.
 const LOADING: usize = 8;
 
-/// Time for all processes of all members, at once.
-const BIT: Duration = Duration::from_millis(100);
+/// Time for processes of any members, at once; and for words, before it is the processes' turn again.
+pub(super) const BIT: Duration = Duration::from_millis(100);
 /// A container with more cgroups has some that are gone, maybe.
 const FEW_CGROUPS: usize = 8;
 /// From one look for those to the next.
@@ -54,7 +54,12 @@ pub(super) type MemberKey = Option<Box<str>>;
 /// A container, or the host.
 pub(super) struct Member {
     pub(super) container: Option<Arc<Container>>,
+    /// Those that are probed.
     pub(super) cgroups: HashSet<CgroupKey>,
+    /// Those that there was no room for, which are tried again; of more some.
+    waiting: HashSet<CgroupKey>,
+    /// That there are such was said.
+    waiting_said: bool,
     /// The first and the newest.
     processes: VecDeque<Who>,
     /// By the probe's name.
@@ -67,16 +72,39 @@ pub(super) struct Fit {
     /// As which those are seen.
     pub(super) known: HashSet<Version>,
     /// Those that can't be probed, and why, the last first.
-    pub(super) bad: VecDeque<(Version, String)>,
+    pub(super) bad: VecDeque<Bad>,
     /// What was said of it last.
     pub(super) refused: Option<String>,
     said: Option<Instant>,
-    /// As long as there is no file, it is looked for again then; each time after twice as long.
+    /// As long as there is no file, or no room for one, it is looked for again then; each time after twice as long.
     again: Instant,
     pause: Duration,
 }
 
+impl Member {
+    /// In no container.
+    fn outside(process: Option<Who>) -> Self {
+        Self {
+            container: None,
+            cgroups: HashSet::new(),
+            waiting: HashSet::new(),
+            waiting_said: false,
+            processes: process.into_iter().collect(),
+            fits: HashMap::new(),
+        }
+    }
+}
+
 impl Fit {
+    /// There may be room by now.
+    fn hope(&mut self) {
+        self.bad.retain(|bad| bad.refusal.why == Why::File);
+    }
+
+    fn waits(&self) -> bool {
+        self.files.is_empty() || self.bad.iter().any(|bad| bad.refusal.why != Why::File)
+    }
+
     pub(super) fn new(now: Instant) -> Self {
         Self {
             files: Vec::new(),
@@ -90,17 +118,40 @@ impl Fit {
     }
 }
 
+/// A file that can't be probed as it is, or now.
+pub(super) struct Bad {
+    pub(super) version: Version,
+    pub(super) refusal: Refusal,
+}
+
 /// Why a probe is not attached.
-struct Refusal {
-    reason: String,
-    /// It may work in a moment.
-    may_pass: bool,
+#[derive(Clone, Debug)]
+pub(super) struct Refusal {
+    pub(super) reason: String,
+    pub(super) why: Why,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Why {
+    /// The file is so: another may be right.
+    File,
+    /// It may be there in a moment.
+    Absent,
+    /// The file could be probed, were there room.
+    Room,
 }
 
 impl Refusal {
-    fn lasting(reason: String) -> Self {
-        Self { reason, may_pass: false }
+    fn of(error: &OpenError) -> Self {
+        Self { reason: chain(error), why: if error.may_pass() { Why::Absent } else { Why::File } }
     }
+}
+
+/// What a look at the files of some processes has found for one probe.
+#[derive(Default)]
+struct Found {
+    files: HashSet<(u64, u64)>,
+    refusal: Option<Refusal>,
 }
 
 impl Follow {
@@ -151,6 +202,8 @@ impl Follow {
         let member = self.members.entry(key.clone()).or_insert_with(|| Member {
             container: container.clone(),
             cgroups: HashSet::new(),
+            waiting: HashSet::new(),
+            waiting_said: false,
             processes: VecDeque::new(),
             fits: HashMap::new(),
         });
@@ -159,8 +212,7 @@ impl Follow {
             member.container = container;
         }
         // The host's are probed whatever their cgroup.
-        let has_room = member.cgroups.len() < CGROUPS;
-        let is_new = !is_host && has_room && member.cgroups.insert(cgroup);
+        let is_new = !is_host && !member.cgroups.contains(&cgroup);
         if most <= PROCESSES {
             member.processes.retain(|known| known.pid() != process.pid());
             if member.processes.len() >= most {
@@ -169,9 +221,45 @@ impl Follow {
         }
         member.processes.push_back(process);
         if is_new {
-            self.allow(&key, cgroup);
+            self.admit(&key, cgroup);
         }
         Some(key)
+    }
+
+    /// Has a cgroup probed, now or when there is room. Whether it is now.
+    fn admit(&mut self, key: &MemberKey, cgroup: CgroupKey) -> bool {
+        let Some(member) = self.members.get(key) else { return false };
+        let refused = if member.cgroups.len() < CGROUPS {
+            self.allow(key, cgroup).err().map(|refusal| refusal.reason)
+        } else {
+            Some(format!("{CGROUPS} cgroups of it are probed already, and of one container no more are"))
+        };
+        let Some(member) = self.members.get_mut(key) else { return false };
+        let Some(reason) = refused else {
+            member.waiting.remove(&cgroup);
+            return member.cgroups.insert(cgroup);
+        };
+        if member.waiting.len() < CGROUPS {
+            member.waiting.insert(cgroup);
+        }
+        if !std::mem::replace(&mut member.waiting_said, true) {
+            let container = member.container.as_ref().map_or("", |container| &*container.id);
+            tracing::warn!(container, reason, "processes of a container in some of its cgroups are not probed");
+        }
+        false
+    }
+
+    /// Cgroups that there was no room for, as long as there is some.
+    fn admit_waiting(&mut self) {
+        let waits = |(key, member): (&MemberKey, &Member)| (!member.waiting.is_empty()).then(|| key.clone());
+        let keys: Vec<_> = self.members.iter().filter_map(waits).collect();
+        for key in keys {
+            let waiting = self.members.get(&key).map(|member| member.waiting.clone()).unwrap_or_default();
+            let has_room = waiting.into_iter().all(|cgroup| self.admit(&key, cgroup));
+            if has_room && let Some(member) = self.members.get_mut(&key) {
+                member.waiting_said = false;
+            }
+        }
     }
 
     /// They are there some time after the exec.
@@ -227,6 +315,10 @@ impl Follow {
                 member.fits.remove(&name);
             }
         }
+        // Those that are gone may have made room.
+        for fit in self.members.values_mut().flat_map(|member| member.fits.values_mut()) {
+            fit.hope();
+        }
         self.probes = probes;
         let pids: Vec<_> = self.probes.iter().filter_map(|probe| Some((Arc::clone(probe), pid_of(probe)?))).collect();
         for (probe, pid) in pids {
@@ -239,16 +331,13 @@ impl Follow {
                 self.tell(Answer::Refused { probe, container: None, reason: format!("there is no process {pid}") });
                 continue;
             };
-            let processes = VecDeque::from([Who::Elder(pid, stat)]);
-            let member = Member { container: None, cgroups: HashSet::new(), processes, fits: HashMap::new() };
-            self.members.insert(key, member);
+            self.members.insert(key, Member::outside(Some(Who::Elder(pid, stat))));
         }
         if self.probes.iter().any(|probe| probe.target == Target::Host) {
             self.members.entry(None).or_insert_with(|| {
                 // Any process has the host's root; libraries are looked for everywhere.
                 let own = std::process::id();
-                let processes = Stat::of(own).map(|stat| Who::Elder(own, stat)).into_iter().collect();
-                Member { container: None, cgroups: HashSet::new(), processes, fits: HashMap::new() }
+                Member::outside(Stat::of(own).map(|stat| Who::Elder(own, stat)))
             });
         }
         let keys: Vec<_> = self.members.keys().cloned().collect();
@@ -289,10 +378,9 @@ impl Follow {
         {
             let Some(member) = self.members.get(&key) else { continue };
             let libraries = self.probes.iter().filter(|probe| maps_libraries(probe) && concerns(probe, &key, member));
-            for probe in libraries.cloned().collect::<Vec<_>>() {
-                // What stands in the way is said where the usual ones are looked at.
-                let _refused = self.fit_one(&key, &probe, &[process]);
-            }
+            let libraries: Vec<_> = libraries.cloned().collect();
+            // What stands in the way is said where the usual ones are looked at.
+            let _refused = self.look_at(&key, &libraries, &[process]);
         }
         if self.look.wanted.is_empty() && self.look.processes.is_empty() {
             for key in std::mem::take(&mut self.look.then) {
@@ -311,6 +399,7 @@ impl Follow {
         let Some(live) = self.hierarchies.live() else { return };
         let mut gone = Vec::new();
         for (key, member) in &mut self.members {
+            member.waiting.retain(|cgroup| live.has(*cgroup));
             member.cgroups.retain(|cgroup| {
                 let lives = live.has(*cgroup);
                 if !lives {
@@ -343,13 +432,18 @@ impl Follow {
             self.leave(key, &name);
         }
         let now = Instant::now();
-        for probe in wanted {
-            let fitted = self.fit_one(key, &probe, processes);
+        let refusals = self.look_at(key, &wanted, processes);
+        for (probe, refusal) in wanted.into_iter().zip(refusals) {
             let Some(member) = self.members.get_mut(key) else { return };
             let fit = member.fits.entry(probe.name.clone()).or_insert_with(|| Fit::new(now));
-            let Err(Refusal { reason, may_pass }) = fitted else { continue };
-            // Who has it in one file need not have it in another.
-            if !fit.files.is_empty() || (may_pass && !has_waited) || fit.refused.as_ref() == Some(&reason) {
+            let Some(Refusal { reason, why }) = refusal else { continue };
+            let is_said = match why {
+                // Who has it in one file need not have it in another.
+                Why::File => fit.files.is_empty(),
+                Why::Absent => fit.files.is_empty() && has_waited,
+                Why::Room => true,
+            };
+            if !is_said || fit.refused.as_ref() == Some(&reason) {
                 continue;
             }
             // Not each of two reasons in turn, for ever.
@@ -362,31 +456,71 @@ impl Follow {
         }
     }
 
-    fn fit_one(&mut self, key: &MemberKey, probe: &Arc<Uprobe>, processes: &[Who]) -> Result<(), Refusal> {
-        let mut refusal = None;
-        let mut looked_at = HashSet::new();
+    /// Looks for the files of these probes in these processes, one process after the other: each is opened once, and few are
+    /// open at a time. Of each probe why it could not be attached, if so.
+    fn look_at(&mut self, key: &MemberKey, probes: &[Arc<Uprobe>], processes: &[Who]) -> Vec<Option<Refusal>> {
+        let mut found: Vec<Found> = probes.iter().map(|_| Found::default()).collect();
+        let has_libraries = probes.iter().any(|probe| maps_libraries(probe));
+        let mut roots = HashSet::new();
         for process in processes {
-            let (Binary::Path(what) | Binary::Library(what)) = &probe.binary;
-            self.busy.with(&format!("{what} of process {}", process.pid()));
-            let opened = process.root().and_then(|root| match &probe.binary {
-                Binary::Path(path) => root.open(path).map(|opened| (root, opened)),
-                Binary::Library(name) => root.open_library(name).map(|opened| (root, opened)),
-            });
-            match opened {
-                Ok((root, opened)) => {
-                    if looked_at.insert((opened.device, opened.inode))
-                        && let Err(reason) = self.take(key, probe, &root, opened)
-                    {
-                        refusal = Some(Refusal::lasting(reason));
-                    }
-                }
-                // Another may be there.
-                Err(OpenError::Gone { .. }) => {}
-                Err(error) => refusal = Some(Refusal { reason: chain(&error), may_pass: error.may_pass() }),
+            if probes.is_empty() {
+                break;
             }
+            self.busy.with(&format!("the root of process {}", process.pid()));
+            let root = match process.root() {
+                Ok(root) => root,
+                // Another may be there.
+                Err(OpenError::Gone { .. }) => continue,
+                Err(error) => {
+                    for found in &mut found {
+                        found.refusal = Some(Refusal::of(&error));
+                    }
+                    continue;
+                }
+            };
+            let id = root.id();
+            // A path leads to one file for all who have the root.
+            let is_known = id.is_some_and(|id| roots.contains(&id));
+            if is_known && !has_libraries {
+                continue;
+            }
+            let mut is_looked_at = true;
+            for (probe, found) in probes.iter().zip(&mut found) {
+                if is_known && !maps_libraries(probe) {
+                    continue;
+                }
+                is_looked_at &= self.look_at_one(key, probe, (*process, &root), found);
+            }
+            roots.extend(id.filter(|_| is_looked_at));
         }
         self.busy.over();
-        refusal.map_or(Ok(()), Err)
+        found.into_iter().map(|found| found.refusal).collect()
+    }
+
+    /// Whether another process of the same root has no other file at that path.
+    fn look_at_one(&mut self, key: &MemberKey, probe: &Arc<Uprobe>, of: (Who, &Root), found: &mut Found) -> bool {
+        let (process, root) = of;
+        let (Binary::Path(what) | Binary::Library(what)) = &probe.binary;
+        self.busy.with(&format!("{what} of process {}", process.pid()));
+        let opened = match &probe.binary {
+            Binary::Path(path) => root.open(path),
+            Binary::Library(name) => root.open_library(name),
+        };
+        match opened {
+            Ok(opened) => {
+                if found.files.insert((opened.device, opened.inode))
+                    && let Err(refusal) = self.take(key, probe, root, opened)
+                {
+                    found.refusal = Some(refusal);
+                }
+                true
+            }
+            Err(error) => {
+                found.refusal = Some(Refusal::of(&error));
+                // It may have ended before its table of mounts was read.
+                !matches!(error, OpenError::Mounts { .. })
+            }
+        }
     }
 
     /// Who is gone is forgotten, and with the last who had it, what was attached to a file.
@@ -415,7 +549,9 @@ impl Follow {
                 let by_cgroup = || {
                     let cgroup = self.hierarchies.key_of(&process.cgroups);
                     let holds = |key: &&MemberKey| {
-                        self.members.get(*key).is_some_and(|member| member.cgroups.contains(&cgroup))
+                        self.members
+                            .get(*key)
+                            .is_some_and(|member| member.cgroups.contains(&cgroup) || member.waiting.contains(&cgroup))
                     };
                     deserted.iter().find(holds).cloned()
                 };
@@ -433,10 +569,12 @@ impl Follow {
             self.forget(&key);
         }
         self.prune(now);
+        self.admit_waiting();
         // What was refused may work by now, and the kernel tells nobody.
         let mut due = HashSet::new();
         for (key, member) in &mut self.members {
-            for fit in member.fits.values_mut().filter(|fit| fit.files.is_empty() && fit.again <= now) {
+            for fit in member.fits.values_mut().filter(|fit| fit.waits() && fit.again <= now) {
+                fit.hope();
                 fit.pause = (2 * fit.pause).min(PAUSE_MAX);
                 fit.again = now + fit.pause;
                 due.insert(key.clone());
