@@ -12,7 +12,8 @@ use aya_obj::Object;
 
 use super::sys;
 
-/// Loads these programs of the object with the maps of `loaded`, which has to have all of them still.
+/// Loads these programs of the object with the maps of `loaded`, which has to have all of them still. `EINVAL`: the kernel does
+/// not know such links.
 pub fn load<const N: usize>(object: &[u8], loaded: &Ebpf, names: [&str; N]) -> io::Result<[OwnedFd; N]> {
     let mut object = Object::parse(object).map_err(io::Error::other)?;
     let maps = std::mem::take(&mut object.maps);

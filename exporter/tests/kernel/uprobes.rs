@@ -684,6 +684,73 @@ fn uprobe_a_container_that_is_only_told_of_is_probed_and_takes_no_more_than_its_
     assert!(refused.contains("the container has 2 of the 4 that one may have"), "{refused}");
 }
 
+/// Probes for a container that is named so, of a file that the target has at that path.
+fn named(name: &str, text: &str) -> Uprobe {
+    let mut probe = namespan::uprobe::parse::probe(text, &[]).unwrap();
+    probe.name = name.into();
+    probe
+}
+
+fn container(id: &str, name: &str) -> Arc<Container> {
+    let mut container = Container::of_id(id.repeat(64), "docker");
+    container.name = Some(name.into());
+    Arc::new(container)
+}
+
+#[test]
+fn uprobe_what_there_was_no_room_for_is_probed_when_there_is() {
+    if !ready() {
+        return;
+    }
+    let limits = Limits { ring_bytes: 1 << 20, places: 8, cgroups: 16, calls: 16 };
+    let (uprobes, _ring) = Uprobes::load(&limits).unwrap();
+    let folder = Folder::new();
+    let program = folder.built(PROGRAM);
+    let path = program.to_str().unwrap();
+    let (mut follower, mut answers) = Follower::start(uprobes, Places::default()).unwrap();
+    let hosts = named("hosts", &format!("host:{path}:/^(all_ints|descend|empty|forks|jumped|others|strings)$/"));
+    let ours = named("ours", &format!("web:{path}:/^(empty|descend)$/"));
+    follower.settings(&[hosts, ours.clone()]);
+    let Answer::Attached { places: taken, .. } = answer(&mut answers) else { panic!("the host's probe is refused") };
+    assert!(taken > 6, "{taken} places are not all but one");
+    follower.described(container("c", "web"), Some(std::process::id()));
+    let Answer::Refused { reason, .. } = answer(&mut answers) else { panic!("there is room") };
+    assert!(reason.contains("all 8 places are in use"), "{reason}");
+    follower.settings(&[ours]);
+    let Answer::Attached { probe, places, .. } = answer(&mut answers) else { panic!("there is room now") };
+    assert_eq!((&*probe.name, places), ("ours", 2));
+}
+
+#[test]
+fn uprobe_a_container_that_makes_cgroups_takes_no_more_than_its_share() {
+    if !ready() {
+        return;
+    }
+    let limits = Limits { ring_bytes: 1 << 20, places: 16, cgroups: 16, calls: 16 };
+    let (uprobes, _ring) = Uprobes::load(&limits).unwrap();
+    let folder = Folder::new();
+    let program = folder.built(PROGRAM);
+    let path = program.to_str().unwrap();
+    let (mut follower, mut answers) = Follower::start(uprobes, Places::default()).unwrap();
+    let all = named("all", &format!("*:{path}:empty"));
+    let few = named("few", &format!("second:{path}:descend"));
+    follower.settings(&[all, few]);
+    let first = container("a", "first");
+    follower.described(Arc::clone(&first), Some(std::process::id()));
+    assert!(matches!(answer(&mut answers), Answer::Attached { .. }));
+    for v2 in 1..100 {
+        // Each a process that there is not.
+        let process = Who::Known(ProcessId { tgid: 1 << 23, start_boot_ns: 1 });
+        let cgroup = CgroupKey { v2: v2 << 32, v1: 0 };
+        follower.seen(Sighting { container: Some(Arc::clone(&first)), cgroup, process });
+    }
+    follower.described(container("b", "second"), Some(std::process::id()));
+    match answer(&mut answers) {
+        Answer::Attached { probe, places, .. } => assert_eq!((&*probe.name, places), ("few", 1)),
+        Answer::Refused { probe, reason, .. } => panic!("{}: {reason}", probe.name),
+    }
+}
+
 #[test]
 fn uprobe_words_that_find_no_room_are_made_up_for_once() {
     let Some((uprobes, _ring)) = loaded(&Limits::default()) else { return };
