@@ -232,6 +232,11 @@ impl Queue {
         self.deadline.subscribe()
     }
 
+    /// As [`Waiting::keeps`].
+    fn keeps_batch(&self, number: u64, is_whole: bool) -> bool {
+        self.shared.lock().keeps(number, is_whole)
+    }
+
     /// A batch comes back from its sender with records that are not settled.
     fn land(&self, number: u64, batch: &Batch, unsettled: u32) {
         let Shared { limits, counters, .. } = &*self.shared;

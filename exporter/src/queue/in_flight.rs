@@ -42,6 +42,11 @@ impl InFlight {
         self.queue.counters().lose(reason, records);
     }
 
+    /// It is not settled, and goes back to where it was: nothing is known of it yet.
+    pub(crate) fn goes_back(&self) -> bool {
+        self.unsettled > 0 && self.queue.keeps_batch(self.number, self.unsettled == self.batch.records())
+    }
+
     /// What was wrong with it last; that it is not settled, too.
     pub(crate) fn fault(&self) -> Option<Fault> {
         if self.unsettled > 0 { Some(Fault::Dropped(Reason::Shutdown)) } else { self.fault }

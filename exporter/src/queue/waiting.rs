@@ -144,6 +144,16 @@ impl Waiting {
         self.closed && self.stored.as_ref().map_or(self.memory.is_empty(), is_over)
     }
 
+    /// Whether what a sender gives back is waited for, here or by the next run: it is not settled then.
+    pub(super) fn keeps(&self, number: u64, is_whole: bool) -> bool {
+        let Some(stored) = &self.stored else { return is_whole && !self.closed };
+        match stored.flights.get(&number) {
+            Some(flight) if !flight.is_gone => is_whole || self.closed,
+            // At the end the spool may still take it.
+            Some(_) | None => is_whole,
+        }
+    }
+
     /// Back from a sender, with so many records unsettled.
     pub(super) fn land(&mut self, number: u64, batch: &Batch, unsettled: u32, limits: &config::Queue) -> Landing {
         // Of a part nobody knows which records it is, so that it cannot be sent again.

@@ -110,7 +110,8 @@ impl Destination {
             End::Refused { answer, reason } => self.isolate(&mut journey, batch, answer, &reason).await,
             End::Delivered { .. } | End::Lost(_) | End::Drained => {}
         }
-        if let Some(began) = journey.began {
+        // What is kept was not settled: it has no time yet, and nothing was dropped.
+        if let Some(began) = journey.began.filter(|_| !journey.taken.goes_back()) {
             self.queue.counters().timed(began.elapsed(), journey.taken.fault(), journey.answer);
         }
     }

@@ -37,6 +37,8 @@ pub(super) struct Segment {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Aside {
     pub(super) offset: u64,
+    /// Where to begin when it is looked at again: what was read before may have been forgotten since.
+    pub(super) from: u64,
     pub(super) since: Instant,
     /// It is left alone until then.
     pub(super) until: Option<Instant>,

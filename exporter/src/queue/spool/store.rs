@@ -336,7 +336,7 @@ impl Store {
         if !may_pass(error) || now.saturating_duration_since(since) > self.max_age {
             return false;
         }
-        segment.aside = Some(Aside { offset: place.offset, since, until: Some(now + RETRY) });
+        segment.aside = Some(Aside { offset: place.offset, from: place.offset, since, until: Some(now + RETRY) });
         // What comes must not have to wait for it.
         segment.is_open = false;
         segment.rest();
@@ -351,7 +351,7 @@ impl Store {
                     && aside.until.is_some_and(|until| until <= now)
                 {
                     aside.until = None;
-                    let place = Place { class: segment.class, segment: segment.number, offset: aside.offset };
+                    let place = Place { class: segment.class, segment: segment.number, offset: aside.from };
                     *cursor = place.min(*cursor);
                 }
             }
@@ -374,6 +374,10 @@ impl Store {
     pub(super) fn rewind(&mut self, place: Place) {
         let cursor = &mut self.streams[place.class as usize].cursor;
         *cursor = place.min(*cursor);
+        // Else the cursor leaves it behind together with the rest of its segment, and comes back for that alone.
+        if let Some(aside) = segment_of(&mut self.streams, place).and_then(|segment| segment.aside.as_mut()) {
+            aside.from = aside.from.min(place.offset);
+        }
     }
 
     /// `None`: not what was written.

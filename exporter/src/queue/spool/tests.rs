@@ -180,6 +180,31 @@ fn what_was_not_sent_is_sent_in_order_by_the_next_run() {
 }
 
 #[test]
+fn what_the_spool_keeps_at_the_end_is_neither_settled_nor_dropped() {
+    let rig = Rig::new();
+    let mut run = rig.open();
+    run.push(Class::Exec, 1, 100);
+    rig.step(&mut run);
+    let taken = run.pop().unwrap();
+    run.queue.close();
+    assert!(taken.goes_back());
+    drop(taken);
+    assert_eq!(rig.finish(run).spool.unwrap().records, 1);
+
+    let without = Arc::new(Queue::new(Signal::Logs, LIMITS));
+    without.push(batch(Class::Exec, 1, 100));
+    without.push(batch(Class::Exec, 2, 100));
+    let (mut first, second) = (without.take().unwrap(), without.take().unwrap());
+    assert!(first.goes_back() && second.goes_back());
+    without.close();
+    assert!(!second.goes_back());
+    drop(second);
+    first.deliver(1, 0);
+    assert!(!first.goes_back());
+    assert_eq!(without.counters().snapshot().dropped.into_iter().collect::<Vec<_>>(), [(Reason::Shutdown, 2)]);
+}
+
+#[test]
 fn nothing_is_sent_before_it_is_on_disk() {
     let rig = Rig::new();
     let mut run = rig.open();

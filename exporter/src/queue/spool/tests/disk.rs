@@ -279,6 +279,34 @@ fn what_cannot_be_read_for_now_waits_and_holds_up_nothing_else() {
 }
 
 #[test]
+fn what_was_forgotten_before_the_place_that_cannot_be_read_is_read_again_with_it() {
+    let (rig, counters) = (Rig::new(), Counters::of_spool());
+    let (mut store, _) = Store::open(Signal::Logs, "main", &rig.settings, (1, &counters)).unwrap();
+    let mut append = |store: &mut Store, number| store.append(number, &batch(Class::Exec, 1, 100), rig.moment).unwrap();
+    let next = |store: &mut Store| match store.next(Class::Exec) {
+        Next::Batch(number, record, kept) => {
+            store.pass(&record, &kept);
+            Some(number)
+        }
+        Next::Nothing => None,
+        other @ (Next::Damaged(_) | Next::Unread(..)) => panic!("{other:?}"),
+    };
+    let (first, second) = (append(&mut store, 1), append(&mut store, 2));
+    assert_eq!(next(&mut store), Some(1));
+    let error = io::Error::from(rustix::io::Errno::IO);
+    assert!(store.set_aside(second.place, &error, rig.now));
+    append(&mut store, 3);
+    // Memory has no room for the first one, and then has.
+    store.rewind(first.place);
+    assert_eq!((next(&mut store), next(&mut store)), (Some(3), None));
+    store.take_back(rig.now + RETRY);
+    assert_eq!(
+        [next(&mut store), next(&mut store), next(&mut store), next(&mut store)],
+        [1, 2, 3, 0].map(|n| (n > 0).then_some(n))
+    );
+}
+
+#[test]
 fn what_can_be_read_no_more_is_given_up_when_it_would_be_too_old() {
     let (mut rig, mut run, _) = unreadable();
     assert_eq!(run.send_all(&rig), [4]);
