@@ -116,6 +116,9 @@ struct Claim {
     answered: bool,
 }
 
+/// All processes that are there, to be looked at bit by bit.
+pub struct Survey(Box<dyn Iterator<Item = u32>>);
+
 /// A process that was there before its events.
 #[derive(Clone, Debug)]
 pub struct Resident {

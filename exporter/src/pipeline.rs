@@ -152,6 +152,7 @@ impl Pipeline {
                 _ = tick.tick() => {}
             }
             more = self.turn() == TURN;
+            more |= self.work.survey_on();
             self.look();
             if self.work.has_no_readers() {
                 return;

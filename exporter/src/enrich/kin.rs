@@ -93,6 +93,11 @@ impl Kin {
         self.elder(process);
     }
 
+    /// All who are there are looked at anew: who is gone by now must not take the place of who is not.
+    pub fn forget_elders(&mut self) {
+        self.elders.clear();
+    }
+
     /// As many as others are.
     pub fn remember_elder(&mut self, pid: u32, stat: Stat, standing: Standing) {
         if self.elders.len() < ENTRIES.get() {
@@ -221,6 +226,21 @@ mod tests {
         let mut add =
             |id: &str| containers.insert(Arc::new(Container::of_id(id.repeat(64), "docker")), None, Instant::now()).0;
         [add("a"), add("b")]
+    }
+
+    #[test]
+    fn who_is_gone_takes_no_place_of_those_that_are_there_now() {
+        let [slot, _] = two();
+        let (mut kin, standing) = (Kin::new(0), Standing { slot, entry: Entry::Init });
+        let stat = Stat::parse(b"1 (a) S 1 1 1 0 -1 0 1 0 0 0 0 0 0 0 20 0 1 0 7 2 3").unwrap();
+        for pid in 0..u32::try_from(ENTRIES.get()).unwrap() {
+            kin.remember_elder(pid, stat, standing);
+        }
+        kin.remember_elder(40_000, stat, standing);
+        assert_eq!(kin.elder(stat.id(40_000)), None, "it is bounded");
+        kin.forget_elders();
+        kin.remember_elder(40_000, stat, standing);
+        assert_eq!((kin.elder(stat.id(40_000)), kin.elder(stat.id(0))), (Some(standing), None));
     }
 
     /// A process of the host in nobody's namespaces.

@@ -11,7 +11,7 @@ use super::containers::{Held, Sight, Slot, Spaces};
 use super::home::Home;
 use super::kin::{Entry, Facts, Standing, Weighed, weigh};
 use super::procfs::is_same;
-use super::{Attribution, Enricher, Entered, How, Owner, Resident, Unseen, procfs};
+use super::{Attribution, Enricher, Entered, How, Owner, Resident, Survey, Unseen, procfs};
 use crate::clock::boot_ns;
 use crate::event::{CgroupPath, Event, Kind, ProcessId};
 
@@ -99,8 +99,21 @@ impl Enricher {
     /// Notes where the processes stand that are there already, before the first of their children is read of: by then they
     /// may be gone from `/proc`. Returns them.
     pub fn survey(&mut self, now: Instant) -> Vec<Resident> {
-        let mut residents = Vec::new();
-        for pid in procfs::pids().into_iter().flatten() {
+        let mut survey = self.begin_survey();
+        self.survey_on(&mut survey, usize::MAX, now).unwrap_or_default()
+    }
+
+    /// As [`survey`](Self::survey), for whoever has other things to do in between.
+    pub fn begin_survey(&mut self) -> Survey {
+        self.kin.forget_elders();
+        Survey(Box::new(procfs::pids().into_iter().flatten()))
+    }
+
+    /// Looks at the next ones, so many at most; `None`: there were no more.
+    pub fn survey_on(&mut self, survey: &mut Survey, most: usize, now: Instant) -> Option<Vec<Resident>> {
+        let (mut residents, mut looked_at) = (Vec::new(), 0);
+        for pid in survey.0.by_ref().take(most) {
+            looked_at += 1;
             let Some(stat) = procfs::Stat::of(pid) else { continue };
             let (container, by_cgroup) = match self.in_proc(pid, stat, now) {
                 Found::Inside(standing) => {
@@ -113,7 +126,7 @@ impl Enricher {
             };
             residents.push(Resident { pid, stat, container, by_cgroup });
         }
-        residents
+        (looked_at > 0).then_some(residents)
     }
 
     /// Whether a process's own cgroup is that of a container, and not of another one that it has moved to.

@@ -115,6 +115,23 @@ fn the_host_is_remembered_too() {
 }
 
 #[test]
+fn who_is_there_is_looked_at_bit_by_bit_and_who_was_there_before_is_forgotten() {
+    let mut docker = docker(4, 4);
+    let stat = procfs::Stat::parse(b"1 (a) S 1 1 1 0 -1 0 1 0 0 0 0 0 0 0 20 0 1 0 7 2 3").unwrap();
+    let slot = docker.enricher.containers.insert(named(1, "web"), None, docker.now).0;
+    let gone = stat.id(u32::MAX);
+    docker.enricher.kin.remember_elder(gone.tgid, stat, kin::Standing { slot, entry: Entry::Init });
+    let mut survey = docker.enricher.begin_survey();
+    let mut all = Vec::new();
+    while let Some(some) = docker.enricher.survey_on(&mut survey, 3, docker.now) {
+        assert!(some.len() <= 3);
+        all.extend(some.into_iter().map(|resident| resident.pid));
+    }
+    assert_eq!(all.iter().filter(|pid| **pid == std::process::id()).count(), 1);
+    assert_eq!(docker.enricher.kin.elder(gone), None);
+}
+
+#[test]
 fn an_unknown_container_is_asked_for_once_and_waited_for_once() {
     let mut docker = docker(4, 4);
     let start = docker.now;

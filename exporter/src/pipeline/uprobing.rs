@@ -42,6 +42,7 @@ pub(super) struct Prober {
     pub(super) places: Places,
     /// Some probe is for processes outside containers.
     wants_host: bool,
+    hierarchies: Hierarchies,
 }
 
 /// What happens beside the hits.
@@ -78,7 +79,7 @@ impl Loaded {
         let Self(uprobes, ring) = self;
         let (ring, places) = (Ring::new(ring).map_err(UprobingError::Ring)?, Places::default());
         let (follower, answers) = Follower::start(uprobes, places.clone()).map_err(UprobingError::Thread)?;
-        let prober = Prober { follower, places, wants_host: false };
+        let prober = Prober { follower, places, wants_host: false, hierarchies: Hierarchies::of_this_process() };
         Ok((Uprobing { ring, answers, counting: None, totals: Totals::default(), detached: None }, prober))
     }
 }
@@ -149,7 +150,8 @@ impl Prober {
     pub(super) fn begin(&mut self, probes: &[Uprobe], residents: Vec<Resident>) {
         self.wants_host = wants_host(probes);
         // Who is there is known before there is anything to attach.
-        self.residents(residents);
+        let sightings = self.sightings(residents).collect();
+        self.residents(sightings);
         self.settings(probes);
     }
 
@@ -158,18 +160,20 @@ impl Prober {
         self.follower.settings(probes);
     }
 
-    /// Those that are there now.
-    pub(super) fn residents(&mut self, residents: Vec<Resident>) {
-        let hierarchies = Hierarchies::of_this_process();
-        let sightings = residents.into_iter().filter_map(|Resident { pid, stat, container, by_cgroup }| {
+    /// Those of them that may be probed.
+    pub(super) fn sightings(&self, residents: Vec<Resident>) -> impl Iterator<Item = Sighting> {
+        residents.into_iter().filter_map(|Resident { pid, stat, container, by_cgroup }| {
             // Where its cgroup does not decide of it, others of that cgroup are not of its container.
             if !by_cgroup || (container.is_none() && !self.wants_host) {
                 return None;
             }
-            let cgroup = hierarchies.key_of(&procfs::cgroups(pid)?);
+            let cgroup = self.hierarchies.key_of(&procfs::cgroups(pid)?);
             Some(Sighting { container, cgroup, process: Who::Elder(pid, stat) })
-        });
-        let sightings = sightings.collect();
+        })
+    }
+
+    /// Those that are there now.
+    pub(super) fn residents(&mut self, sightings: Vec<Sighting>) {
         self.follower.residents(sightings);
     }
 

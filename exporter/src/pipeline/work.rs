@@ -22,7 +22,7 @@ use crate::config::{Arguments, Config, Probes, RootSampler, Sampler, Signal};
 use crate::console::{Console, Trees};
 use crate::decode;
 use crate::enrich::runtime::Update;
-use crate::enrich::{Attribution, Change, Changed, Enricher, Stand, Verdict};
+use crate::enrich::{Attribution, Change, Changed, Enricher, Stand, Survey, Verdict};
 use crate::event::{Event, Exec, Exit, Kind, ProcessId};
 use crate::model::log::{self, Context};
 use crate::model::note::{self, Value};
@@ -34,7 +34,7 @@ use crate::processes::{self, Begun, Processes, Seen, Span};
 use crate::queue::Class;
 use crate::telemetry::{Condition, Reloads, Status, name_of};
 use crate::trace::ids::Ids;
-use crate::uprobe::follow::Totals;
+use crate::uprobe::follow::{Sighting, Totals};
 use crate::uprobe::place::Places;
 
 /// How long a process is remembered after its exit, beyond the time for which its children's records may wait: its exit may
@@ -82,6 +82,8 @@ pub(super) struct Work {
     pub(super) handover: Option<Handover>,
     /// `None`: there are no uprobes, or no more.
     pub(super) prober: Option<Prober>,
+    /// All who are there are looked at for the prober.
+    survey: Option<(Survey, Vec<Sighting>)>,
     /// What is known of the places of the last hits, once there is no prober.
     pub(super) places: Option<Places>,
     probe_encoder: uprobe::Encoder,
@@ -214,6 +216,7 @@ impl Work {
             selects,
             handover: None,
             prober: None,
+            survey: None,
             places: None,
             call_ids,
             probe_encoder: uprobe::Encoder::new(config.arguments, config.limits),

@@ -19,6 +19,9 @@ use crate::trace::SpanContext;
 use crate::uprobe::follow::{Answer, Sighting, Who};
 use crate::uprobe::hit;
 
+/// Processes looked at in one turn.
+const SURVEYED: usize = 16;
+
 impl Work {
     /// One hit of a uprobe as the kernel wrote it.
     pub(in crate::pipeline) fn hit(&mut self, record: &[u8]) {
@@ -98,19 +101,37 @@ impl Work {
         }
     }
 
-    /// Tells of all who are there, where some of them were missed.
+    /// Begins to tell of all who are there, where some of them were missed.
     pub(in crate::pipeline) fn look_again(&mut self) {
-        if let Some(prober) = &mut self.prober
-            && prober.has_missed()
-        {
-            prober.residents(self.enricher.survey(self.now));
+        if self.survey.is_none() && self.prober.as_mut().is_some_and(Prober::has_missed) {
+            self.begin_survey();
         }
     }
 
     /// As [`probe`](Self::probe), when there were no uprobes before.
     pub(in crate::pipeline) fn begin_probing(&mut self, mut prober: Prober, config: &Config) {
-        prober.begin(&config.uprobes, self.enricher.survey(Instant::now()));
+        prober.settings(&config.uprobes);
         self.prober = Some(prober);
+        self.begin_survey();
+    }
+
+    fn begin_survey(&mut self) {
+        self.survey = Some((self.enricher.begin_survey(), Vec::new()));
+    }
+
+    /// Looks at a few of those who are there, as each takes some reads of `/proc` and records go on coming. Whether there are
+    /// more.
+    pub(in crate::pipeline) fn survey_on(&mut self) -> bool {
+        let (Some((mut survey, mut sightings)), Some(prober)) = (self.survey.take(), &self.prober) else {
+            return false;
+        };
+        if let Some(residents) = self.enricher.survey_on(&mut survey, SURVEYED, Instant::now()) {
+            sightings.extend(prober.sightings(residents));
+            self.survey = Some((survey, sightings));
+        } else if let Some(prober) = &mut self.prober {
+            prober.residents(sightings);
+        }
+        self.survey.is_some()
     }
 
     /// What became of attaching a probe.
