@@ -51,6 +51,8 @@ pub(super) struct Entry {
     pub roots: [Option<Box<[u8]>>; 2],
     /// `None` when its first process has exited: the namespaces' numbers may be those of others then.
     pub held: Option<Held>,
+    /// Of the first process before that one, until its exit is read: records of then may still come.
+    before: Option<Held>,
     /// It has no cgroup of its own.
     pub spaces_alone: bool,
     key: Key,
@@ -104,6 +106,8 @@ pub(super) struct Held {
     pub sight: Sight,
     /// From then on they are another's, or the runtime has said that it has ended.
     until_boot_ns: u64,
+    /// As far as the PID namespace goes; 0: it has always been another's.
+    pids_until_boot_ns: u64,
     /// When the first process was found to be gone, though its exit had not been read.
     missed_boot_ns: Option<u64>,
 }
@@ -113,11 +117,48 @@ impl Held {
         (self.sight.at_boot_ns..self.until_boot_ns).contains(&at_boot_ns)
     }
 
+    fn holds_pids(&self, at_boot_ns: u64) -> bool {
+        self.holds(at_boot_ns) && at_boot_ns < self.pids_until_boot_ns
+    }
+
+    fn is_in_mount_ns(&self, inode: u32) -> bool {
+        self.sight.spaces.mount == inode
+    }
+
+    fn is_in_pid_ns(&self, inode: u32) -> bool {
+        self.sight.spaces.pid == inode && self.pids_until_boot_ns > 0
+    }
+
     /// Nobody has taken its place since.
     pub fn is_current(&self) -> bool {
         self.until_boot_ns == u64::MAX
     }
 }
+
+impl Entry {
+    /// Which of its first processes it was known by then, or is known by.
+    pub fn held_at(&self, at_boot_ns: u64) -> Option<&Held> {
+        self.before.as_ref().filter(|before| before.holds(at_boot_ns)).or(self.held.as_ref())
+    }
+
+    /// It is known by this process, or was.
+    pub fn is_first(&self, process: ProcessId) -> bool {
+        self.all_held().any(|held| is_same(held.sight.first, process))
+    }
+
+    fn all_held(&self) -> impl Iterator<Item = &Held> {
+        self.held.iter().chain(&self.before)
+    }
+
+    fn all_held_mut(&mut self) -> impl Iterator<Item = &mut Held> {
+        self.held.iter_mut().chain(&mut self.before)
+    }
+}
+
+/// One of an entry's two.
+type Which = fn(&mut Entry) -> &mut Option<Held>;
+const HELD: Which = |entry| &mut entry.held;
+const BEFORE: Which = |entry| &mut entry.before;
 
 impl Containers {
     pub fn new(capacity: NonZeroUsize, grace: Duration) -> Self {
@@ -175,6 +216,7 @@ impl Containers {
             asked: Asked::No,
             roots: [None, None],
             held: None,
+            before: None,
             spaces_alone: false,
             key: key.clone(),
             told_root: None,
@@ -271,35 +313,48 @@ impl Containers {
     /// Its processes are known by these namespaces. The mount namespace is its own, and whoever else had one of this number
     /// has none any more; so is the PID namespace, unless it `shares_pids` with whoever has that.
     pub fn set_spaces(&mut self, slot: Slot, sight: Sight, shares_pids: bool) {
-        self.leave_spaces(slot);
-        let Sight { spaces, at_boot_ns, .. } = sight;
-        if self.peek(slot).is_none() {
-            return;
-        }
-        let is_shared = shares_pids && self.in_pid_ns(spaces.pid, at_boot_ns).is_some();
-        let Self { by_mount_ns, by_pid_ns, entries, .. } = self;
-        let mut until_boot_ns = u64::MAX;
-        let others = by_mount_ns.entry(spaces.mount).or_default();
-        for other in others.iter() {
-            let Some(held) = entries.get_mut(other.index).and_then(|entry| entry.held.as_mut()) else { continue };
-            if held.sight.at_boot_ns <= at_boot_ns {
-                held.until_boot_ns = held.until_boot_ns.min(at_boot_ns);
-            } else {
-                // What `/proc` has shown since.
-                until_boot_ns = until_boot_ns.min(held.sight.at_boot_ns);
+        let Sight { spaces, first, at_boot_ns } = sight;
+        let Some(entry) = self.get(slot) else { return };
+        let known = entry.held.filter(|held| !is_same(held.sight.first, first));
+        // `/proc` may have shown the next one already.
+        let next_boot_ns = known.map(|held| held.sight.at_boot_ns).filter(|next| *next > at_boot_ns);
+        let which = if next_boot_ns.is_some() { BEFORE } else { HELD };
+        if next_boot_ns.is_none() && known.is_some() {
+            self.leave(slot, BEFORE);
+            if let Some(entry) = self.get(slot) {
+                entry.before = entry.held.take();
             }
         }
-        others.push(slot);
+        self.leave(slot, which);
+        if next_boot_ns.is_none()
+            && let Some(before) = self.get(slot).and_then(|entry| entry.before.as_mut())
+        {
+            before.until_boot_ns = before.until_boot_ns.min(at_boot_ns);
+        }
+        let is_shared = shares_pids && self.in_pid_ns(spaces.pid, at_boot_ns).is_some();
+        let mut until_boot_ns = next_boot_ns.unwrap_or(u64::MAX);
+        let mut pids_until_boot_ns = if is_shared { 0 } else { u64::MAX };
+        let Self { by_mount_ns, by_pid_ns, entries, .. } = self;
+        let others = by_mount_ns.entry(spaces.mount).or_default();
+        for other in others.iter() {
+            let held = entries.get_mut(other.index).into_iter().flat_map(Entry::all_held_mut);
+            for held in held.filter(|held| held.is_in_mount_ns(spaces.mount)) {
+                yield_to(&mut held.until_boot_ns, held.sight.at_boot_ns, &mut until_boot_ns, at_boot_ns);
+            }
+        }
+        add(others, slot);
         if !is_shared {
             let others = by_pid_ns.entry(spaces.pid).or_default();
-            others.retain(|other| {
-                let held = entries.get(other.index).and_then(|entry| entry.held);
-                held.is_some_and(|held| held.sight.at_boot_ns > at_boot_ns)
-            });
-            others.push(slot);
+            for other in others.iter() {
+                let held = entries.get_mut(other.index).into_iter().flat_map(Entry::all_held_mut);
+                for held in held.filter(|held| held.is_in_pid_ns(spaces.pid)) {
+                    yield_to(&mut held.pids_until_boot_ns, held.sight.at_boot_ns, &mut pids_until_boot_ns, at_boot_ns);
+                }
+            }
+            add(others, slot);
         }
         if let Some(entry) = self.get(slot) {
-            entry.held = Some(Held { sight, until_boot_ns, missed_boot_ns: None });
+            *which(entry) = Some(Held { sight, until_boot_ns, pids_until_boot_ns, missed_boot_ns: None });
         }
     }
 
@@ -313,46 +368,63 @@ impl Containers {
 
     /// A process of the container has exited.
     pub fn exited(&mut self, slot: Slot, process: ProcessId) {
-        if self.peek(slot).and_then(|entry| entry.held).is_some_and(|held| is_same(held.sight.first, process)) {
-            self.leave_spaces(slot);
+        for which in [HELD, BEFORE] {
+            let held = self.get(slot).and_then(|entry| *which(entry));
+            if held.is_some_and(|held| is_same(held.sight.first, process)) {
+                self.leave(slot, which);
+            }
         }
     }
 
-    /// Its first process is gone from `/proc`, and its exit has not been read. Whether it was still there then, as far as can
-    /// be told: what is read next may be the exit, unless it is of a time at which the process was already gone. Then the
-    /// exit was lost.
+    /// Its first process of then is gone from `/proc`, and its exit has not been read. Whether it was still there then, as far
+    /// as can be told: what is read next may be the exit, unless it is of a time at which the process was already gone. Then
+    /// the exit was lost.
     pub fn missed(&mut self, slot: Slot, at_boot_ns: u64, now_boot_ns: u64) -> bool {
-        let Some(held) = self.get(slot).and_then(|entry| entry.held.as_mut()) else { return false };
+        let Some(entry) = self.get(slot) else { return false };
+        let is_before = entry.before.is_some_and(|before| before.holds(at_boot_ns));
+        let which = if is_before { BEFORE } else { HELD };
+        let Some(held) = which(entry) else { return false };
         let was_there = at_boot_ns <= *held.missed_boot_ns.get_or_insert(now_boot_ns);
         if !was_there {
-            self.leave_spaces(slot);
+            self.leave(slot, which);
         }
         was_there
     }
 
     /// By which namespaces its processes were known then.
     pub fn spaces(&self, slot: Slot, at_boot_ns: u64) -> Option<Spaces> {
-        Some(self.peek(slot)?.held.filter(|held| held.holds(at_boot_ns))?.sight.spaces)
+        Some(self.peek(slot)?.all_held().find(|held| held.holds(at_boot_ns))?.sight.spaces)
     }
 
     /// The container without a cgroup of its own in whose mount namespace this was. Nothing but `/proc` tells of one, and so of
     /// all the time that its first process has been there.
     pub fn by_spaces_alone(&self, spaces: Spaces, at_boot_ns: u64) -> Option<Slot> {
-        let is_alone = |slot: &&Slot| {
-            self.peek(**slot)
-                .filter(|entry| entry.spaces_alone)
-                .and_then(|entry| entry.held)
-                .is_some_and(|held| (held.sight.first.start_boot_ns..held.until_boot_ns).contains(&at_boot_ns))
+        let was_there = |held: &Held| {
+            held.is_in_mount_ns(spaces.mount)
+                && (held.sight.first.start_boot_ns..held.until_boot_ns).contains(&at_boot_ns)
         };
+        let is_alone =
+            |slot: &&Slot| self.peek(**slot).is_some_and(|entry| entry.spaces_alone && entry.all_held().any(was_there));
         self.by_mount_ns.get(&spaces.mount)?.iter().find(is_alone).copied()
     }
 
     /// Its namespaces may be those of others from now on.
     fn leave_spaces(&mut self, slot: Slot) {
-        let Some(held) = self.get(slot).and_then(|entry| entry.held.take()) else { return };
-        let Spaces { mount, pid } = held.sight.spaces;
-        for (map, inode) in [(&mut self.by_mount_ns, mount), (&mut self.by_pid_ns, pid)] {
-            if let Some(holders) = map.get_mut(&inode) {
+        self.leave(slot, HELD);
+        self.leave(slot, BEFORE);
+    }
+
+    fn leave(&mut self, slot: Slot, which: Which) {
+        let Some(entry) = self.get(slot) else { return };
+        let Some(left) = which(entry).take() else { return };
+        let Spaces { mount, pid } = left.sight.spaces;
+        let still_there = entry.all_held().any(|held| held.is_in_mount_ns(mount));
+        let still_has_pids = entry.all_held().any(|held| held.is_in_pid_ns(pid));
+        let maps = [(&mut self.by_mount_ns, mount, still_there), (&mut self.by_pid_ns, pid, still_has_pids)];
+        for (map, inode, is_still) in maps {
+            if let Some(holders) = map.get_mut(&inode)
+                && !is_still
+            {
                 holders.retain(|holder| *holder != slot);
                 if holders.is_empty() {
                     map.remove(&inode);
@@ -363,19 +435,21 @@ impl Containers {
 
     /// The container whose mount namespace this was.
     pub fn in_mount_ns(&self, inode: u32, at_boot_ns: u64) -> Option<Slot> {
-        self.holder(self.by_mount_ns.get(&inode)?, at_boot_ns)
+        let holders = self.by_mount_ns.get(&inode)?;
+        self.holder(holders, |held| held.is_in_mount_ns(inode) && held.holds(at_boot_ns))
     }
 
     /// The container whose PID namespace this was.
     pub fn in_pid_ns(&self, inode: u32, at_boot_ns: u64) -> Option<Slot> {
-        self.holder(self.by_pid_ns.get(&inode)?, at_boot_ns)
+        let holders = self.by_pid_ns.get(&inode)?;
+        self.holder(holders, |held| held.is_in_pid_ns(inode) && held.holds_pids(at_boot_ns))
     }
 
     /// The last of them to come by then.
-    fn holder(&self, holders: &[Slot], at_boot_ns: u64) -> Option<Slot> {
-        let held = holders.iter().filter_map(|slot| Some((slot, self.peek(*slot)?.held?)));
-        let then = held.filter(|(_, held)| held.holds(at_boot_ns));
-        then.max_by_key(|(_, held)| held.sight.at_boot_ns).map(|(slot, _)| *slot)
+    fn holder(&self, holders: &[Slot], then: impl Fn(&Held) -> bool) -> Option<Slot> {
+        let held = |slot| self.peek(slot).into_iter().flat_map(Entry::all_held).filter(|held| then(held));
+        let all = holders.iter().flat_map(|slot| held(*slot).map(|held| (*slot, held.sight.at_boot_ns)));
+        all.max_by_key(|(_, at_boot_ns)| *at_boot_ns).map(|(slot, _)| slot)
     }
 
     /// Forgets what one of the sources was asked: its answers are lost, or it can be asked from now on.
@@ -443,6 +517,21 @@ impl Containers {
     }
 }
 
+/// Of two that hold a number, the later one has it from its time on; what `/proc` has shown may be later than what is read.
+fn yield_to(other_until: &mut u64, other_at: u64, own_until: &mut u64, own_at: u64) {
+    if other_at <= own_at {
+        *other_until = own_at.min(*other_until);
+    } else {
+        *own_until = other_at.min(*own_until);
+    }
+}
+
+fn add(slots: &mut Vec<Slot>, slot: Slot) {
+    if !slots.contains(&slot) {
+        slots.push(slot);
+    }
+}
+
 /// Serial of a free place; the first container has 1.
 const FREE: u64 = 0;
 
@@ -463,8 +552,9 @@ mod tests {
         Gone(u8),
         Back(u8),
         Root(u8, u8),
-        Spaces(u8, u8),
-        Exited(u8),
+        /// By its first process, or by the one after a restart.
+        Spaces(u8, u8, bool),
+        Exited(u8, bool),
         Later(u8),
     }
 
@@ -475,8 +565,8 @@ mod tests {
             id.clone().prop_map(Step::Gone),
             id.clone().prop_map(Step::Back),
             (id.clone(), 0..4_u8).prop_map(|(id, root)| Step::Root(id, root)),
-            (id.clone(), 0..4_u8).prop_map(|(id, spaces)| Step::Spaces(id, spaces)),
-            id.prop_map(Step::Exited),
+            (id.clone(), 0..4_u8, any::<bool>()).prop_map(|(id, spaces, again)| Step::Spaces(id, spaces, again)),
+            (id, any::<bool>()).prop_map(|(id, again)| Step::Exited(id, again)),
             (0..5_u8).prop_map(Step::Later),
         ]
     }
@@ -485,8 +575,39 @@ mod tests {
         format!("{id:064x}")
     }
 
-    fn process(id: u8) -> ProcessId {
-        ProcessId { tgid: id.into(), start_boot_ns: 0 }
+    fn process(id: u8, again: bool) -> ProcessId {
+        ProcessId { tgid: u32::from(id) + 100 * u32::from(again), start_boot_ns: 0 }
+    }
+
+    #[test]
+    fn what_was_held_before_is_known_until_the_exit_of_then_is_read() {
+        let mut table = Containers::new(NonZeroUsize::new(5).unwrap(), Duration::ZERO);
+        let [one, two] =
+            [1, 2].map(|id| table.insert(Arc::new(Container::of_id(key(id), "docker")), None, Instant::now()).0);
+        let sight = |mount, pid, first, at_boot_ns| Sight { spaces: Spaces { mount, pid }, first, at_boot_ns };
+        table.set_spaces(one, sight(10, 20, process(1, false), 100), false);
+        // Started again, as `/proc` has it, while records of before are yet to be read.
+        table.set_spaces(one, sight(11, 21, process(1, true), 200), true);
+        let mounts = |table: &Containers, at| table.spaces(one, at).map(|spaces| spaces.mount);
+        assert_eq!([50, 150, 250].map(|at| mounts(&table, at)), [None, Some(10), Some(11)]);
+        assert_eq!((table.in_mount_ns(10, 150), table.in_mount_ns(10, 250)), (Some(one), None));
+        assert!(table.peek(one).unwrap().is_first(process(1, true)));
+        // The exec of that one, read later, was earlier.
+        table.set_spaces(one, sight(11, 21, process(1, true), 180), false);
+        assert_eq!([150, 190].map(|at| mounts(&table, at)), [Some(10), Some(11)]);
+        table.exited(one, process(1, false));
+        assert_eq!([150, 190].map(|at| mounts(&table, at)), [None, Some(11)]);
+        assert_eq!((table.in_mount_ns(10, 150), table.by_mount_ns.len(), table.by_pid_ns.len()), (None, 1, 1));
+        // What is read of an even earlier one does not push out what is there now.
+        table.set_spaces(one, sight(9, 19, process(7, false), 90), false);
+        assert_eq!([95, 190].map(|at| mounts(&table, at)), [Some(9), Some(11)]);
+        // The number of its PID namespace is another's from then on, and was its own before.
+        table.set_spaces(two, sight(30, 21, process(2, false), 300), false);
+        assert_eq!([250, 350].map(|at| table.in_pid_ns(21, at)), [Some(one), Some(two)]);
+        table.exited(two, process(2, false));
+        assert_eq!([250, 350].map(|at| table.in_pid_ns(21, at)), [Some(one), None]);
+        table.remove(one);
+        assert!(table.by_mount_ns.is_empty() && table.by_pid_ns.is_empty());
     }
 
     proptest! {
@@ -513,17 +634,17 @@ mod tests {
                             table.set_root(slot, [b'r', root + 1, 0].into());
                         }
                     }
-                    Step::Spaces(id, inode) => {
+                    Step::Spaces(id, inode, again) => {
                         if let Some(slot) = table.find(&key(id)) {
                             let spaces = Spaces { mount: inode.into(), pid: inode.into() };
                             // Seen in `/proc`, or read of late.
                             let at_boot_ns = if id % 3 == 0 { boot_ns } else { boot_ns.saturating_sub(2) };
-                            table.set_spaces(slot, Sight { spaces, first: process(id), at_boot_ns }, id % 2 == 0);
+                            table.set_spaces(slot, Sight { spaces, first: process(id, again), at_boot_ns }, id % 2 == 0);
                         }
                     }
-                    Step::Exited(id) => {
+                    Step::Exited(id, again) => {
                         if let Some(slot) = table.find(&key(id)) {
-                            table.exited(slot, process(id));
+                            table.exited(slot, process(id, again));
                         }
                     }
                     Step::Later(seconds) => {
@@ -542,14 +663,25 @@ mod tests {
                 }
                 for (inode, slots) in table.by_mount_ns.iter().chain(&table.by_pid_ns) {
                     prop_assert!(!slots.is_empty());
-                    for slot in slots {
-                        let held = table.peek(*slot).and_then(|entry| entry.held);
-                        prop_assert_eq!(held.map(|held| held.sight.spaces.mount), Some(*inode));
+                    for (at, slot) in slots.iter().enumerate() {
+                        prop_assert!(!slots[..at].contains(slot), "once");
+                        let mut held = table.peek(*slot).into_iter().flat_map(Entry::all_held);
+                        prop_assert!(held.any(|held| held.is_in_mount_ns(*inode)));
                     }
                 }
-                for slots in table.by_mount_ns.values() {
-                    let at = |time| slots.iter().filter(|slot| table.spaces(**slot, time).is_some()).count();
+                for (inode, slots) in &table.by_mount_ns {
+                    let held = |slot| table.peek(slot).into_iter().flat_map(Entry::all_held);
+                    let all = || slots.iter().flat_map(|slot| held(*slot)).filter(|held| held.is_in_mount_ns(*inode));
+                    let at = |time| all().filter(|held| held.holds(time)).count();
                     prop_assert!((0..boot_ns + 2).all(|time| at(time) <= 1), "one holder at a time");
+                }
+                for entry in table.all() {
+                    let at = |time| entry.all_held().filter(|held| held.holds(time)).count();
+                    prop_assert!((0..boot_ns + 2).all(|time| at(time) <= 1), "known by one at a time");
+                    for held in entry.all_held() {
+                        let slots = &table.by_mount_ns[&held.sight.spaces.mount];
+                        prop_assert!(slots.iter().any(|slot| table.entries[slot.index].key == entry.key));
+                    }
                 }
             }
         }

@@ -10,7 +10,6 @@ use super::container::Container;
 use super::containers::{Held, Sight, Slot, Spaces};
 use super::home::Home;
 use super::kin::{Entry, Facts, Standing, Weighed, weigh};
-use super::procfs::is_same;
 use super::{Attribution, Enricher, Entered, How, Owner, Resident, Survey, Unseen, procfs};
 use crate::clock::boot_ns;
 use crate::event::{CgroupPath, Event, Kind, ProcessId};
@@ -182,8 +181,7 @@ impl Enricher {
         let at = process.time_boot_ns;
         let known = |slot: Option<Slot>| slot.and_then(|slot| self.containers.spaces(slot, at));
         let (claimed_spaces, lineage_spaces) = (known(claimed), known(lineage.map(|standing| standing.slot)));
-        let first = claimed.and_then(|slot| self.containers.peek(slot)?.held).map(|held| held.sight.first);
-        let is_first = first.is_some_and(|first| is_same(first, id));
+        let is_first = claimed.and_then(|slot| self.containers.peek(slot)).is_some_and(|entry| entry.is_first(id));
         let others = |holder: &Slot| Some(*holder) != claimed;
         // 0: it has none any more.
         let strange = spaces.mount != 0 && claimed_spaces.is_some_and(|own| own.mount != spaces.mount);
@@ -279,10 +277,10 @@ impl Enricher {
         Found::Inside(Standing { slot, entry: if is_init { Entry::Init } else { Entry::Exec } })
     }
 
-    /// Whether the process by which a container is known was still there then. Its exit has not been read; where exits are
+    /// Whether the process by which a container was known then was still there then. Its exit has not been read; where exits are
     /// told of, they are read in their order, and it is only asked for one that may have been lost.
     fn first_lived(&mut self, slot: Slot, at_boot_ns: u64) -> bool {
-        let Some(held) = self.containers.peek(slot).and_then(|entry| entry.held) else { return false };
+        let Some(held) = self.containers.peek(slot).and_then(|entry| entry.held_at(at_boot_ns)) else { return false };
         let first = held.sight.first;
         let is_there = procfs::Stat::of(first.tgid).is_some_and(|stat| stat.is(first));
         is_there || (self.exits && self.containers.missed(slot, at_boot_ns, boot_ns()))

@@ -462,6 +462,21 @@ mod late {
     }
 
     #[test]
+    fn a_container_that_was_started_again_before_its_records_are_read_was_known_by_other_namespaces() {
+        let mut enricher = enricher();
+        assert_eq!(exec(&mut enricher, first(1, 10, 100)).0, Some(id(1)));
+        let slot = enricher.containers.find(&id(1)).unwrap();
+        let again = Sight { spaces: Spaces { mount: 98, pid: 1098 }, first: process(30), at_boot_ns: 200 };
+        enricher.containers.set_spaces(slot, again, true);
+        // Of nobody's parents, in the other one's cgroup.
+        let moved = Program { vpid: 2, parent_mount: 0, ancestor: None, ..first(2, 11, 150) };
+        assert_eq!(exec(&mut enricher, moved), (Some(id(1)), How::Lineage));
+        assert_eq!(exit(&mut enricher, 1, 10, 160).0, Some(id(1)));
+        let later = Program { tgid: 12, at: 170, ..moved };
+        assert_eq!(exec(&mut enricher, later), (Some(id(2)), How::RuntimeEvent));
+    }
+
+    #[test]
     fn a_container_that_ended_before_its_records_are_read_is_known_by_its_namespaces_until_then() {
         let (before, mut enricher) = (boot_ns(), enricher());
         assert_eq!(exec(&mut enricher, first(1, 10, before)).0, Some(id(1)));

@@ -282,7 +282,7 @@ fn what_cannot_be_read_for_now_waits_and_holds_up_nothing_else() {
 fn what_was_forgotten_before_the_place_that_cannot_be_read_is_read_again_with_it() {
     let (rig, counters) = (Rig::new(), Counters::of_spool());
     let (mut store, _) = Store::open(Signal::Logs, "main", &rig.settings, (1, &counters)).unwrap();
-    let mut append = |store: &mut Store, number| store.append(number, &batch(Class::Exec, 1, 100), rig.moment).unwrap();
+    let append = |store: &mut Store, number| store.append(number, &batch(Class::Exec, 1, 100), rig.moment).unwrap();
     let next = |store: &mut Store| match store.next(Class::Exec) {
         Next::Batch(number, record, kept) => {
             store.pass(&record, &kept);
