@@ -8,7 +8,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use namespan_integration::PATIENCE;
 use namespan_integration::namespan::{Namespan, refused};
@@ -83,10 +83,10 @@ fn what_an_outage_leaves_over_is_delivered_by_the_next_run_in_order() {
 
 #[test]
 fn a_collector_that_is_gone_for_a_while_costs_nothing_with_a_spool_and_is_counted_without() {
-    const EACH: usize = 5000;
     if !met(&[Need::Namespan, Need::Rotel]) {
         return;
     }
+    let at_least = outage();
     for with_spool in [true, false] {
         let (program, spool, sink) = (Program::new(), TempDir::new().unwrap(), Sink::start());
         let addresses: [SocketAddr; 2] = free_addresses();
@@ -105,27 +105,27 @@ fn a_collector_that_is_gone_for_a_while_costs_nothing_with_a_spool_and_is_counte
         program.run_times(100);
         sink.wait_for("the first records", PATIENCE, |records| (records.len() >= 200).then_some(()));
         rotel.stop();
-        std::thread::scope(|scope| {
-            for _ in 0..2 {
-                scope.spawn(|| program.run_times(EACH));
-            }
-        });
+        let runs = load_for(&program, at_least);
         namespan.wait_for_log("cannot be delivered for now");
         let rotel = Rotel::start_at(&sink, addresses);
         namespan.wait_for_log("delivered again");
         program.run_times(100);
         let finished = namespan.stop();
         let summary = &finished.summary;
-        let total = 2 * (2 * EACH as u64 + 200);
+        let total = 2 * (runs as u64 + 200);
+        println!("{runs} programs ran in an outage of at least {at_least:?}: {summary:?}");
         assert_eq!(summary.rejected, 0, "{summary:?}");
         if with_spool {
             // What the drain had no time for is for the next run.
             let namespan = Namespan::run(&arguments);
             let rest = usize::try_from(total).unwrap();
             sink.wait_for("the rest", PATIENCE, |records| {
-                (by_uid(records.iter().copied()).len() >= rest).then_some(())
+                // The second look takes long, and the collector waits for it.
+                (records.len() >= rest && by_uid(records.iter().copied()).len() >= rest).then_some(())
             });
-            assert_eq!((namespan.stop().summary.dropped, summary.dropped), (0, 0), "{}", finished.stderr);
+            let next = namespan.stop();
+            println!("the next run: {:?}", next.summary);
+            assert_eq!((next.summary.dropped, summary.dropped), (0, 0), "{}", finished.stderr);
             assert_eq!(summary.exported + summary.spooled, total, "{summary:?}");
         } else {
             assert!(summary.dropped > 0, "the queue was too big for this test: {summary:?}");
@@ -138,9 +138,35 @@ fn a_collector_that_is_gone_for_a_while_costs_nothing_with_a_spool_and_is_counte
         let (execs, exits) = count(ours.iter().copied());
         assert_eq!(by_uid(ours.iter().copied()).len(), ours.len(), "delivered twice");
         if with_spool {
-            assert_eq!((execs, exits), (2 * EACH + 200, 2 * EACH + 200), "{summary:?}");
+            assert_eq!((execs, exits), (runs + 200, runs + 200), "{summary:?}");
         }
     }
+}
+
+/// How long the collector is gone at least: `NAMESPAN_TEST_OUTAGE`, in seconds.
+fn outage() -> Duration {
+    let seconds = std::env::var("NAMESPAN_TEST_OUTAGE").map_or(0, |seconds| seconds.parse().unwrap());
+    Duration::from_secs(seconds)
+}
+
+/// A storm, and then a steady load until the time is over; how many programs ran.
+fn load_for(program: &Program, at_least: Duration) -> usize {
+    const STORM: usize = 5000;
+    const A_SECOND: usize = 100;
+    let until = Instant::now() + at_least;
+    let load = || {
+        program.run_times(STORM);
+        let mut runs = STORM;
+        while Instant::now() < until {
+            let next = Instant::now() + Duration::from_secs(1);
+            program.run_times(A_SECOND);
+            runs += A_SECOND;
+            // The pace, so that it is a load on the queue and not on this machine.
+            std::thread::park_timeout(next.min(until).saturating_duration_since(Instant::now()));
+        }
+        runs
+    };
+    std::thread::scope(|scope| [(); 2].map(|()| scope.spawn(load)).map(|load| load.join().unwrap()).into_iter().sum())
 }
 
 #[test]
