@@ -53,7 +53,12 @@ fn links_are_made(programs: &[OwnedFd]) -> io::Result<()> {
 
 /// Of the kinds of maps that the object has.
 fn fd_of(map: &Map) -> Option<RawFd> {
-    let (Map::Array(map) | Map::HashMap(map) | Map::LruHashMap(map) | Map::PerCpuArray(map) | Map::RingBuf(map)) = map
+    let (Map::Array(map)
+    | Map::HashMap(map)
+    | Map::LruHashMap(map)
+    | Map::PerCpuArray(map)
+    | Map::ProgramArray(map)
+    | Map::RingBuf(map)) = map
     else {
         return None;
     };

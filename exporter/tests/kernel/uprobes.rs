@@ -790,6 +790,8 @@ fn uprobe_a_hundred_places_end_side_by_side() {
     tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(ended.wait());
     let took = start.elapsed();
     eprintln!("100 places detached in {took:?}");
+    let has_links = fs::read_to_string("/proc/kallsyms").unwrap().contains(" bpf_uprobe_multi_link_attach");
+    assert_eq!(bench.uprobes.ends_at_once(), has_links, "links of uprobe.multi where the kernel has them");
     // Otherwise the kernel takes one after the other.
     assert!(!bench.uprobes.ends_at_once() || took < Duration::from_secs(2) * slowness(), "{took:?}");
     bench.run(&["empty", "1"]);
