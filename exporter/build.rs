@@ -70,8 +70,8 @@ fn build(rustc: &Path, kernel_side: &Path) -> Result<()> {
         .arg(&target_dir)
         .env("RUSTC", rustc)
         .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"))
-        // aya-ebpf opens one unstable feature, and the uprobes' programs another.
-        .env("RUSTC_BOOTSTRAP", "aya_ebpf,uprobes")
+        // aya-ebpf opens one unstable feature, and the programs of uprobes and of the guard another.
+        .env("RUSTC_BOOTSTRAP", "aya_ebpf,guard,uprobes")
         // Set by the outer cargo for the host's compiler.
         .env_remove("RUSTC_WRAPPER")
         .env_remove("RUSTC_WORKSPACE_WRAPPER")
@@ -80,7 +80,7 @@ fn build(rustc: &Path, kernel_side: &Path) -> Result<()> {
     if !status.success() {
         bail!("building the BPF programs with {} failed", rustc.display());
     }
-    for object in ["probes", "uprobes"] {
+    for object in ["probes", "uprobes", "guard"] {
         let built = target_dir.join(TARGET).join("release").join(object);
         std::fs::copy(&built, out.join(object)).with_context(|| format!("copying {}", built.display()))?;
     }

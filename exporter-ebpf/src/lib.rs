@@ -4,6 +4,7 @@
 #![no_std]
 #![forbid(unsafe_code)]
 
+pub mod guard_wire;
 pub mod offsets;
 pub mod settings;
 pub mod uprobe_wire;

@@ -14,6 +14,7 @@ mod kernel;
 #[cfg(target_arch = "bpf")]
 mod lineage;
 #[cfg(target_arch = "bpf")]
+#[expect(dead_code, reason = "the guard asks for more")]
 mod path;
 #[cfg(target_arch = "bpf")]
 mod object;

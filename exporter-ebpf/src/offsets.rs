@@ -169,3 +169,28 @@ offsets! {
     /// Context of a `syscalls:sys_exit_*` tracepoint.
     sys_exit_ret: Optional, {trace_event_raw_sys_exit, 8, ["ret"]};
 }
+
+/// Fields that the guard alone reads, beside those above.
+pub mod guard {
+    use zerocopy::{Immutable, IntoBytes, KnownLayout};
+
+    use super::{ABSENT, Field, Need, Place};
+
+    offsets! {
+        bprm_file: Required, {linux_binprm, 8, ["file"]};
+        inode_sb: Optional, {inode, 8, ["i_sb"]};
+        /// What encloses an inode goes on behind it: overlayfs' `ovl_inode` with `__upperdentry`, which a kernel whose
+        /// overlayfs is a module does not tell of.
+        inode_size: Optional, {sizeof inode};
+        /// Of `ovl_inode`, where the kernel tells of it.
+        ovl_vfs_inode: Optional, {ovl_inode, 0, ["vfs_inode"]};
+        ovl_upper: Optional, {ovl_inode, 8, ["__upperdentry"]};
+        sb_magic: Optional, {super_block, 8, ["s_magic"]};
+        vfsmount_sb: Optional, {vfsmount, 8, ["mnt_sb"]};
+        task_fs: Optional, {task_struct, 8, ["fs"]};
+        fs_root_mnt: Optional, {fs_struct, 8, ["root.mnt"]};
+        pid_ns_reaper: Optional, {pid_namespace, 8, ["child_reaper"]};
+        pid_ns_user_ns: Optional, {pid_namespace, 8, ["user_ns"]};
+        mnt_ns_user_ns: Optional, {mnt_namespace, 8, ["user_ns"]};
+    }
+}

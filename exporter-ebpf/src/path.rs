@@ -24,9 +24,21 @@ impl Window {
     /// An empty path. The buffer is [`WINDOW_SIZE`] bytes.
     #[inline(always)]
     pub fn new(base: *mut u8) -> Self {
-        let window = Self { base };
+        let window = Self::at_work(base);
         window.set_start(PATH_MAX);
         window
+    }
+
+    /// A path that stands in the buffer.
+    #[inline(always)]
+    pub fn at_work(base: *mut u8) -> Self {
+        Self { base }
+    }
+
+    /// Begins anew.
+    #[inline(always)]
+    pub fn clear(&self) {
+        self.set_start(PATH_MAX);
     }
 
     #[inline(always)]
@@ -57,6 +69,13 @@ impl Window {
     #[inline(always)]
     pub fn len(&self) -> u32 {
         PATH_MAX.wrapping_sub(self.start()) & PATH_MASK
+    }
+
+    /// Where the last component begins, after a walk that noted it, and its bytes.
+    #[inline(always)]
+    pub fn name(&self) -> (*mut u8, u32) {
+        let bytes = self.get(NAME) as u32 & PATH_MASK;
+        (self.at(PATH_MAX.wrapping_sub(bytes).wrapping_add(1)), bytes.wrapping_sub(1) & PATH_MASK)
     }
 
     /// One of the numbers of a walk, behind the path and what is copied there.
@@ -109,32 +128,50 @@ const DENTRY: usize = 2 * (Near::SIZE / 8) as usize;
 const MOUNT: usize = DENTRY + 1;
 /// 1: there are no mounts above.
 const DETACHED: usize = DENTRY + 2;
+/// Bytes of the last component, if the walk is to note them.
+const NAME: usize = DENTRY + 3;
 
 /// Walks from `file` to the root of its mount namespace and writes its path into the window; sets the record's flags for
 /// a path that is too long, could not be read, or is no name of the file any more.
 #[inline(always)]
 pub fn executable<A: Access>(record: &Record, window: &Window, file: Ptr) {
-    match walk::<A>(record, window, file) {
+    if let Some(dentry) = pointer::<A>(file, off!(file_dentry))
+        && is_unlinked(dentry)
+    {
+        record.flag(flag::UNLINKED);
+    }
+    flag_unless_whole(record, walk::<A, false>(window, file));
+}
+
+/// Sets the record's flag for the path of a [`walk`].
+#[inline(always)]
+fn flag_unless_whole(record: &Record, walked: Option<bool>) {
+    match walked {
         Some(true) => {}
         Some(false) => record.flag(flag::PATH_TRUNCATED),
         None => record.flag(flag::PATH_FAULT),
     }
 }
 
-/// Whether the path is whole; `None` if unreadable.
+/// Whether a file has no name any more in any directory.
 #[inline(always)]
-fn walk<A: Access>(record: &Record, window: &Window, file: Ptr) -> Option<bool> {
+pub fn is_unlinked(dentry: Ptr) -> bool {
+    let Some(inode) = optional::<Probed>(dentry, off!(dentry_inode)) else { return false };
+    !is_absent(off!(inode_nlink)) && Probed::load::<u32>(inode, off!(inode_nlink)) == Some(0)
+}
+
+/// Writes the path into the window; whether it is whole, `None` if unreadable. `NAMED`: the window is to know its last
+/// component too.
+#[inline(always)]
+pub fn walk<A: Access, const NAMED: bool>(window: &Window, file: Ptr) -> Option<bool> {
     let dentry = pointer::<A>(file, off!(file_dentry))?;
-    if let Some(inode) = optional::<Probed>(dentry, off!(dentry_inode))
-        && !is_absent(off!(inode_nlink))
-        && Probed::load::<u32>(inode, off!(inode_nlink)) == Some(0)
-    {
-        record.flag(flag::UNLINKED);
-    }
     let mount = pointer::<A>(file, off!(file_mnt))?.wrapping_sub(off!(mount_mnt) as usize);
     window.set(DENTRY, dentry as u64);
     window.set(MOUNT, mount as u64);
     window.set(DETACHED, 0);
+    if NAMED {
+        window.set(NAME, 0);
+    }
     let mut mounted = window.mount(mount)?;
     let mut step = 0;
     while step < PATH_DEPTH {
@@ -158,6 +195,9 @@ fn walk<A: Access>(record: &Record, window: &Window, file: Ptr) -> Option<bool> 
         let parent = named.pointer(off!(dentry_parent))?;
         if !window.push(&named)? {
             return Some(false);
+        }
+        if NAMED && window.get(NAME) == 0 {
+            window.set(NAME, u64::from(PATH_MAX - window.start()));
         }
         // A file without a directory (a memfd) is its own parent.
         if parent == dentry {

@@ -72,7 +72,7 @@ impl Record {
     }
 
     #[inline(always)]
-    fn grow(&self, bytes: u32) {
+    pub fn grow(&self, bytes: u32) {
         let to = self.process();
         put!(to.len = self.len() + bytes);
     }
@@ -118,7 +118,7 @@ impl Record {
     }
 
     #[inline(always)]
-    fn set_section(&self, index: usize, bytes: u32) {
+    pub fn set_section(&self, index: usize, bytes: u32) {
         // Unchecked: a bounds check would be a call that the verifier refuses, even where it can't be reached.
         // SAFETY: within the fixed part, `index` is one of the constants of `section`.
         unsafe { (&raw mut (*self.process()).sections).cast::<u16>().add(index).write(bytes as u16) };

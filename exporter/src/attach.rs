@@ -406,7 +406,7 @@ pub(crate) fn recursion_misses(program: &aya::programs::ProgramFd) -> u64 {
 }
 
 /// Syscall tracepoints are found through tracefs, which a fresh machine may not have mounted.
-fn mount_tracefs() -> Result<(), AttachError> {
+pub(crate) fn mount_tracefs() -> Result<(), AttachError> {
     const PATH: &str = "/sys/kernel/tracing";
     // Where aya looks, too.
     let mounted = [PATH, "/sys/kernel/debug/tracing"].map(|path| format!("{path}/events/syscalls"));

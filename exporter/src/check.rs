@@ -5,6 +5,7 @@
 mod cgroup;
 mod collector;
 mod features;
+mod guard;
 pub mod health;
 mod hooks;
 mod kernel;
@@ -40,6 +41,7 @@ async fn checks(flags: &cli::Check, config: &Config) -> Vec<Check> {
     checks.push(kernel::lockdown());
     checks.extend(hooks::checks(&config.probes, &privileges));
     checks.extend(features::checks(config, &privileges));
+    checks.extend(guard::checks(&config.guard, &privileges));
     checks.extend([privilege::pid_namespace(), privilege::cgroup_namespace(), cgroup::check()]);
     let (runtimes, collectors) = tokio::join!(runtime::checks(&config.enrich.runtimes), collector::checks(config));
     checks.extend(runtimes);
@@ -103,8 +105,8 @@ mod tests {
                 "hook_sys_exit_execveat",
                 "uprobes",
                 "uprobe_inode",
-                "kill",
-                "deny",
+                "guard_kill",
+                "guard_deny",
                 "pid_namespace",
                 "cgroup_namespace",
                 "cgroups",

@@ -30,6 +30,8 @@ Examples:
   namespan run --endpoint https://otel.example:4317 --protocol grpc --spool /var/lib/namespan
   # Ship to a Collector's Unix socket; tell Prometheus and probes how it goes
   namespan run --endpoint unix:/run/otel.sock --listen 127.0.0.1:9464
+  # Tell of what would be stopped: shells in containers; with --guard-mode enforce they are
+  namespan run --policy otel-config/policies/no-shells-in-containers.yaml
   # Ship spans of one trace in ten to Jaeger, and no logs
   export OTEL_EXPORTER_OTLP_TRACES_ENDPOINT=http://localhost:4318/v1/traces
   export OTEL_TRACES_SAMPLER=parentbased_traceidratio OTEL_TRACES_SAMPLER_ARG=0.1
@@ -72,6 +74,17 @@ pub enum Command {
     Containers(Box<Containers>),
     /// List the functions and USDT probes of a program or library that uprobes can be put on
     Symbols(Box<Symbols>),
+    /// Say what policies of the guard would do
+    #[command(subcommand)]
+    Policy(Policy),
+}
+
+#[derive(Subcommand)]
+pub enum Policy {
+    /// Validate policies, and explain in words what each would do
+    Check(Box<PolicyCheck>),
+    /// Say what would happen to a program, and why
+    Test(Box<PolicyTest>),
 }
 
 /// The flags of `namespan run`.
@@ -95,6 +108,9 @@ pub struct Run {
 
     #[command(flatten)]
     pub probes: ProbeFlags,
+
+    #[command(flatten)]
+    pub guard: GuardFlags,
 
     #[command(flatten)]
     pub export: ExportFlags,
@@ -351,6 +367,110 @@ pub struct ProbeFlags {
     /// Size of the ring buffer between kernel and user space, a power of two [default: 4MiB]
     #[arg(long, value_name = "BYTES")]
     pub ring_size: Option<String>,
+}
+
+/// What should not run.
+#[derive(Args, Clone, Default)]
+#[command(next_help_heading = "What should not run")]
+pub struct GuardFlags {
+    /// Take policies from this YAML file, or from those of this folder; otel-config/policies has some (repeatable)
+    #[arg(long = "policy", value_name = "FILE", action = ArgAction::Append)]
+    pub policies: Vec<String>,
+
+    /// Tell only of what policies would stop, or stop it [default: observe]
+    #[arg(long = "guard-mode", value_name = "MODE", value_parser = ["observe", "enforce"])]
+    pub mode: Option<String>,
+}
+
+const POLICY_HELP: &str = "\
+Examples:
+  # What would a shell in the container web do, typed at a terminal?
+  namespan policy test otel-config/policies/no-shells-in-containers.yaml --exec /bin/sh --container web --interactive
+  # And an applet of busybox, in a container that no runtime has told of yet?
+  namespan policy test no-shells.yaml --exec /bin/busybox --argv0 sh --unknown-container
+
+It exits with 0 if the program would run, with 3 if it would be stopped, and with 1 if that cannot be told.";
+
+/// The flags of `namespan policy check`.
+#[derive(Args, Default)]
+pub struct PolicyCheck {
+    /// Files of policies, or folders of such files
+    #[arg(value_name = "FILE", required = true)]
+    pub files: Vec<PathBuf>,
+
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// The flags of `namespan policy test`. Without a container it is about the host.
+#[derive(Args, Default)]
+#[command(after_help = POLICY_HELP)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of its own")]
+pub struct PolicyTest {
+    /// Files of policies, or folders of such files; they are asked as where guard.mode is enforce
+    #[arg(value_name = "FILE", required = true)]
+    pub files: Vec<PathBuf>,
+
+    /// Absolute path of the executable, without symlinks; of a script that of its interpreter
+    #[arg(long, value_name = "PATH")]
+    pub exec: String,
+
+    /// In the container of this name
+    #[arg(long, value_name = "NAME")]
+    pub container: Option<String>,
+
+    /// In a container of this image
+    #[arg(long, value_name = "IMAGE")]
+    pub image: Option<String>,
+
+    /// In a container with this label (repeatable)
+    #[arg(long = "label", value_name = "KEY=VALUE", action = ArgAction::Append)]
+    pub labels: Vec<String>,
+
+    /// In a container of this namespace, Kubernetes' or containerd's
+    #[arg(long, value_name = "NAME")]
+    pub namespace: Option<String>,
+
+    /// In a container of this pod
+    #[arg(long, value_name = "NAME")]
+    pub pod: Option<String>,
+
+    /// In a container that no runtime has told of yet
+    #[arg(long, conflicts_with_all = ["container", "image", "labels", "namespace", "pod"])]
+    pub unknown_container: bool,
+
+    /// First argument, the program's own name [default: as --exec]
+    #[arg(long, value_name = "TEXT")]
+    pub argv0: Option<String>,
+
+    /// Second argument
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    pub argv1: Option<String>,
+
+    /// Absolute path of the parent's executable
+    #[arg(long, value_name = "PATH")]
+    pub parent: Option<String>,
+
+    /// Effective user id, as the host numbers users [default: 0]
+    #[arg(long, value_name = "N")]
+    pub uid: Option<u32>,
+
+    /// It has a controlling terminal
+    #[arg(long)]
+    pub interactive: bool,
+
+    /// It is run as the interpreter of a script
+    #[arg(long)]
+    pub script: bool,
+
+    /// Where the executable comes from [default: image]
+    #[arg(long, value_name = "ORIGIN", value_parser = ["image", "changed", "mounted", "memfd", "deleted", "unknown"])]
+    pub origin: Option<String>,
+
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Where it is shipped.

@@ -11,6 +11,7 @@ use url::Url;
 
 use crate::cli;
 use crate::enrich::selection::{Selection, Selector};
+use crate::guard::spec::{Guard, Policy};
 use crate::uprobe::spec::Uprobe;
 
 mod env;
@@ -60,6 +61,7 @@ pub struct Config {
     pub uprobes: Vec<Uprobe>,
     /// Nothing else is told of: neither execs nor exits.
     pub uprobes_only: bool,
+    pub guard: Guard,
     pub log_level: LevelFilter,
     pub log_format: LogFormat,
     /// What a user should know about the settings, in whole sentences; to be logged once.
@@ -79,7 +81,8 @@ impl Config {
 
     /// Keys of the labels that containers are selected by, which runtimes have to keep.
     pub fn label_keys(&self) -> impl Iterator<Item = &str> {
-        self.probes.filters.containers.label_keys().chain(self.uprobes.iter().flat_map(Uprobe::label_keys))
+        let probed = self.uprobes.iter().flat_map(Uprobe::label_keys);
+        self.probes.filters.containers.label_keys().chain(probed).chain(self.guard.label_keys())
     }
 
     /// Flags over the environment over the file of `--config` over the defaults. `env` is asked for variables by name.
@@ -120,6 +123,7 @@ impl Default for Config {
             metrics: None,
             uprobes: Vec::new(),
             uprobes_only: false,
+            guard: Guard::default(),
             log_level: LevelFilter::INFO,
             log_format: LogFormat::Text,
             notes: Vec::new(),
@@ -275,6 +279,12 @@ pub(crate) fn resource_attributes(list: &str) -> Option<Vec<(String, String)>> {
 /// A selector of containers, as a user writes it. The error says what it is, in a phrase.
 pub(crate) fn selector(text: &str) -> Result<Selector, String> {
     parse::selector(text).map_err(|parse::Expected(phrase)| phrase)
+}
+
+/// The policies of a file, or of the files of a folder; and each file that was read. What they need of each other is not
+/// checked.
+pub(crate) fn policies(path: &std::path::Path) -> Result<(Vec<Policy>, Vec<PathBuf>), ConfigError> {
+    load::policies(path, "policies")
 }
 
 /// What is told of the lifetimes of processes as spans.

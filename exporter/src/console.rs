@@ -16,6 +16,7 @@ use crate::config::{self, Arguments, Config, Signal};
 use crate::enrich::{Attribution, Owner};
 use crate::event::{Event, Exec, Exit, Kind};
 use crate::model::args::sent;
+use crate::model::guard;
 use crate::model::names;
 use crate::model::text::Line;
 use crate::model::uprobe::{Hiding, Told, sentence};
@@ -179,6 +180,18 @@ impl Console {
         self.who(told.ended_unix_ns(), &hit.process, (attribution, b"host"), (&hit.comm, false));
         self.line.clear();
         sentence::write(&mut self.line, &mut self.hiding, hit, place);
+        self.chunk.extend_from_slice(self.line.as_bytes());
+        self.end_row();
+    }
+
+    /// One row of the table: what the guard did about an exec.
+    pub fn decision(&mut self, told: &guard::Told<'_>) {
+        let guard::Told { decision, policy, context, .. } = told;
+        let process = &decision.process;
+        self.who(context.time_unix_ns, process, (context.attribution, decision.nodename), (&process.comm, false));
+        let (red, reset) = if self.colour { (RED, RESET) } else { ("", "") };
+        self.put(format_args!("{red}{} {}:{reset} ", policy.name, guard::verb(decision)));
+        self.command(&guard::exec(decision));
         self.chunk.extend_from_slice(self.line.as_bytes());
         self.end_row();
     }

@@ -14,6 +14,8 @@ pub enum DecodeError {
     Length { have: usize, said: u32 },
     #[error("unknown kind of record: {kind}")]
     Kind { kind: u16 },
+    #[error("unknown {what} of a decision: {value}")]
+    Decision { what: &'static str, value: u8 },
     #[error("sections of {said} bytes in {have}")]
     Sections { have: usize, said: usize },
 }
@@ -60,14 +62,14 @@ pub fn event(record: &[u8]) -> Result<Event<'_>, DecodeError> {
     }
 }
 
-fn fixed<T: FromBytes>(bytes: &[u8]) -> Result<(T, &[u8]), DecodeError> {
+pub(crate) fn fixed<T: FromBytes>(bytes: &[u8]) -> Result<(T, &[u8]), DecodeError> {
     T::read_from_prefix(bytes).map_err(|_| DecodeError::Short { have: bytes.len(), need: size_of::<T>() })
 }
 
-struct Sections<'a>([&'a [u8]; section::COUNT]);
+pub(crate) struct Sections<'a>([&'a [u8]; section::COUNT]);
 
 impl<'a> Sections<'a> {
-    fn of(process: &wire::Process, mut rest: &'a [u8]) -> Result<Self, DecodeError> {
+    pub(crate) fn of(process: &wire::Process, mut rest: &'a [u8]) -> Result<Self, DecodeError> {
         let have = rest.len();
         let said = process.sections.iter().copied().map(usize::from).sum();
         if have != said {
@@ -80,7 +82,7 @@ impl<'a> Sections<'a> {
         Ok(Self(sections))
     }
 
-    fn get(&self, index: usize) -> &'a [u8] {
+    pub(crate) fn get(&self, index: usize) -> &'a [u8] {
         self.0.get(index).copied().unwrap_or_default()
     }
 

@@ -108,6 +108,16 @@ pub struct Source {
     pub lookups: mpsc::Sender<String>,
 }
 
+/// A container as it is known by now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KnownContainer {
+    pub container: Arc<Container>,
+    /// As [`Place::cgroup`](runtime::Place::cgroup).
+    pub cgroup: Option<Box<str>>,
+    /// Its processes have ended.
+    pub is_gone: bool,
+}
+
 /// Of a user's container that nobody has vouched for.
 #[derive(Clone, Copy, Debug)]
 struct Claim {
@@ -341,6 +351,11 @@ impl Enricher {
         let degraded = self.sources.iter().filter(|told| told.degraded).count();
         let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
         Stats { containers: count(self.containers.len()), degraded: count(degraded), ..self.stats }
+    }
+
+    /// Sources of which nothing was heard yet: not what runs, and not that they are not there.
+    pub fn silent(&self) -> impl Iterator<Item = &'static str> {
+        self.sources.iter().filter(|told| told.silent).map(|told| told.source.name)
     }
 
     fn insert(&mut self, container: Arc<Container>, how: Option<How>, now: Instant) -> Slot {

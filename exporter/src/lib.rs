@@ -9,6 +9,7 @@ pub mod reload;
 
 pub mod attach;
 pub mod uprobe;
+pub mod guard;
 pub mod ring;
 pub mod decode;
 pub mod event;

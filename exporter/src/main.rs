@@ -9,7 +9,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tracing::level_filters::LevelFilter;
 
-use namespan::cli::{Cli, Command, Run};
+use namespan::cli::{Cli, Command, Policy, Run};
 use namespan::config::{self, Config};
 use namespan::own_log;
 use namespan::pipeline::Pipeline;
@@ -23,6 +23,8 @@ fn main() -> ExitCode {
         Command::Health(flags) => health(&flags),
         Command::Containers(flags) => containers(&flags),
         Command::Symbols(flags) => symbols(&flags),
+        Command::Policy(Policy::Check(flags)) => policy_check(&flags),
+        Command::Policy(Policy::Test(flags)) => policy_test(&flags),
     };
     result.unwrap_or_else(|error| {
         say(&format!("{error:#}"));
@@ -55,7 +57,7 @@ async fn watch(flags: &Run, config: &Config, set_log_level: impl Fn(LevelFilter)
     let mut signals = Signals::new()?;
     let (reloads, taken_up) = mpsc::channel(1);
     let settings = Settings::new(flags, config.clone(), reloads, signals.hangup.take());
-    let mut pipeline = Pipeline::start(config)?;
+    let mut pipeline = Box::pin(Pipeline::start(config)).await?;
     give_back_memory();
     let mut is_shipping = false;
     for (signal, what) in [(config::Signal::Logs, "logs"), (config::Signal::Traces, "spans")] {
@@ -125,6 +127,18 @@ fn symbols(flags: &namespan::cli::Symbols) -> Result<ExitCode> {
         say(&sentence);
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn policy_check(flags: &namespan::cli::PolicyCheck) -> Result<ExitCode> {
+    namespan::guard::ask::check(flags, &mut io::stdout().lock())?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What would be stopped has a code of its own: not that of an error, nor that of a flag that is none.
+fn policy_test(flags: &namespan::cli::PolicyTest) -> Result<ExitCode> {
+    const STOPPED: u8 = 3;
+    let is_stopped = namespan::guard::ask::test(flags, &mut io::stdout().lock())?;
+    Ok(if is_stopped { STOPPED.into() } else { ExitCode::SUCCESS })
 }
 
 /// One thread: the work is one straight line, and what waits beside it takes less time than waking another thread.

@@ -3,6 +3,7 @@
 pub(crate) mod args;
 mod attributes;
 pub mod batch;
+pub mod guard;
 pub mod log;
 pub mod names;
 pub mod note;

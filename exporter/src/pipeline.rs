@@ -1,6 +1,7 @@
 //! The straight line: what waits in the ring becomes log records and spans in their queues and rows on the
 //! console.
 
+mod guarding;
 mod handover;
 mod lane;
 mod losses;
@@ -27,18 +28,22 @@ use crate::console::Console;
 use crate::enrich::runtime::{Line, Update, follow};
 use crate::enrich::{self, Enricher, Source};
 use crate::lifecycle::Lifecycle;
+use crate::model::note::{self, Value};
+use crate::model::semconv;
 use crate::queue::SpoolError;
 use crate::ring::Ring;
 use crate::ship::ShipError;
 use crate::telemetry::{Condition, Telemetry, TelemetryError};
+use guarding::{Guarding, Loaded};
+pub use guarding::{GuardingError, Totals as GuardTotals};
 use lane::Lane;
 use reload::Reloading;
 pub use reload::{Reload, ReloadError};
 use selects::Selects;
-pub use summary::{Fate, Hits, Summary};
+pub use summary::{Decided, Fate, Hits, Summary};
 pub use uprobing::UprobingError;
 use uprobing::{Next, Uprobing};
-use work::{Traced, Work};
+use work::{Beside, Learned, Traced, Work};
 
 /// From one look at our own counters to the next.
 const LOOK: Duration = Duration::from_secs(1);
@@ -52,6 +57,8 @@ const REST: Duration = Duration::from_millis(200);
 const LAST_READ: Duration = Duration::from_secs(2);
 /// As long as there are uprobes: a container has to be seen before it can be probed.
 const PROBED: Duration = Duration::from_millis(20);
+/// Most that runtimes are waited for until they have said which containers run, where the guard has to know.
+const ANSWERED: Duration = Duration::from_secs(5);
 /// What systemd is told while all is well.
 const WATCHING: &str = "watching";
 /// Questions to the runtime, and its answers, that may wait.
@@ -68,6 +75,8 @@ pub enum PipelineError {
     Console(#[source] std::io::Error),
     #[error("which boot this is, which span ids are made of, can't be read: /proc/sys/kernel/random/boot_id: {0}")]
     BootId(#[source] std::io::Error),
+    #[error("{0}; `namespan check` says what the guard can do here")]
+    Guard(#[from] GuardingError),
     #[error(transparent)]
     Spool(#[from] SpoolError),
     #[error(transparent)]
@@ -88,6 +97,12 @@ pub struct Pipeline {
     work: Work,
     /// `None`: there are no uprobes.
     uprobing: Option<Uprobing>,
+    /// `None`: there are no policies.
+    guarding: Option<Guarding>,
+    /// What those guards counted that are gone.
+    guarded: GuardTotals,
+    /// How long runtimes are waited for.
+    patient_until: Instant,
     telemetry: Option<Telemetry>,
     lifecycle: Lifecycle,
     looked: Option<Instant>,
@@ -95,7 +110,7 @@ pub struct Pipeline {
 
 impl Pipeline {
     /// Attaches the programs and starts what runs beside. Within a tokio runtime only.
-    pub fn start(config: &Config) -> Result<Self, PipelineError> {
+    pub async fn start(config: &Config) -> Result<Self, PipelineError> {
         let console = Console::new(config).map_err(PipelineError::Console)?;
         let logs = Lane::start(Signal::Logs, config)?;
         let spans = Lane::start(Signal::Traces, config)?;
@@ -114,10 +129,53 @@ impl Pipeline {
         let telemetry = Telemetry::start(config, shipped)?;
         let mut work = Work::new(config, enricher, console, logs, spans, selects).map_err(PipelineError::BootId)?;
         let uprobing = if config.uprobes.is_empty() { None } else { work.probe(config, residents) };
-        let mut lifecycle = Lifecycle::of_environment();
-        lifecycle.ready(WATCHING);
-        let retired = Counted::default();
-        Ok(Self { probes, attached, retired, ring, updates, work, uprobing, telemetry, lifecycle, looked: None })
+        let guard = if config.guard.policies.is_empty() {
+            guarding::remove_pinned()?;
+            None
+        } else {
+            Some(Loaded::load(config)?)
+        };
+        let mut pipeline = Self {
+            probes,
+            attached,
+            retired: Counted::default(),
+            ring,
+            updates,
+            work,
+            uprobing,
+            guarding: None,
+            guarded: GuardTotals::default(),
+            patient_until: Instant::now() + ANSWERED,
+            telemetry,
+            lifecycle: Lifecycle::of_environment(),
+            looked: None,
+        };
+        if let Some(guard) = guard {
+            if guard.needs_containers() {
+                pipeline.meet_runtimes().await;
+            }
+            pipeline.guard(guard)?;
+        }
+        pipeline.lifecycle.ready(WATCHING);
+        Ok(pipeline)
+    }
+
+    /// The guard goes to work.
+    fn guard(&mut self, loaded: Loaded) -> Result<(), GuardingError> {
+        let (guarding, decided) = Guarding::start(loaded, self.work.containers())?;
+        if decided > 0 {
+            let more = [(semconv::GUARD_DECIDED, Value::Count(decided))];
+            tracing::warn!(
+                decided,
+                "the guard that an earlier run had left has decided so many execs since it began; nobody tells of those that \
+                 the earlier run did not"
+            );
+            self.work.note_guard(note::WARN, "taken_over", &more);
+        }
+        self.work.note_guarding(Some(guarding.status()));
+        self.work.alarms.rearm(Some(guarding.policies()));
+        self.guarding = Some(guarding);
+        Ok(())
     }
 
     /// Works until `stop` is ready, or until nobody reads what is printed and nothing is shipped. Meanwhile takes up other
@@ -131,7 +189,7 @@ impl Pipeline {
         loop {
             tokio::select! {
                 () = &mut stop => return,
-                (source, update) = next(&mut self.updates) => self.work.learn(source, update),
+                (source, update) = next(&mut self.updates) => self.learn(source, update),
                 Some(reload) = reloads.recv(), if reloading.is_idle() => self.begin_reload(reload, &mut reloading),
                 ready = reloading.ready() => {
                     Box::pin(self.reload(ready)).await;
@@ -148,6 +206,11 @@ impl Pipeline {
                     Next::Hits(Err(error)) => tracing::error!(%error, "the wake-ups of uprobes' ring buffer are lost"),
                     Next::Answer(answer) => self.work.probed(&answer),
                 },
+                result = Guarding::next(&mut self.guarding) => {
+                    if let Err(error) = result {
+                        tracing::error!(%error, "the wake-ups of the guard's ring buffer are lost");
+                    }
+                }
                 () = tokio::task::yield_now(), if more => {}
                 _ = tick.tick() => {}
             }
@@ -170,16 +233,20 @@ impl Pipeline {
         if let Err(error) = self.attached.detach() {
             tracing::error!(%error, "detaching failed");
         }
+        if let Some(guarding) = &mut self.guarding {
+            guarding.finish();
+        }
         if let (Some(uprobing), Some(prober)) = (&mut self.uprobing, self.work.prober.take()) {
             self.work.places = Some(prober.places.clone());
             uprobing.end(prober).await;
         }
         self.read_rest(LAST_READ).await;
         let counted = self.counted();
+        let guard = self.guard_totals();
         let Self { attached, mut work, mut uprobing, telemetry, .. } = self;
         drop(attached);
-        let hits = uprobing.as_ref().map(Uprobing::totals);
-        work.finish(counted.as_ref().ok(), hits);
+        let beside = Beside { hits: uprobing.as_ref().map(Uprobing::totals), guard: guard.as_ref() };
+        work.finish(counted.as_ref().ok(), beside);
         // A terminal that was stopped must not stop us too.
         if timeout(work.drain, work.console.finish()).await.is_err() {
             tracing::error!("standard output takes nothing any more: its last events are not printed");
@@ -189,7 +256,7 @@ impl Pipeline {
         tokio::join!(work.logs.ended(), work.spans.lane.ended());
         if let Some(telemetry) = telemetry {
             if let Ok(counted) = &counted {
-                telemetry.publish(work.status(*counted, hits));
+                telemetry.publish(work.status(*counted, beside));
             }
             // Where logs have used it up, the metrics may still go elsewhere.
             let left = work.drain.saturating_sub(began.elapsed());
@@ -198,12 +265,12 @@ impl Pipeline {
         if let Some(uprobing) = &mut uprobing {
             uprobing.ended().await;
         }
-        let hits = uprobing.as_ref().map(Uprobing::totals);
+        let beside = Beside { hits: uprobing.as_ref().map(Uprobing::totals), guard: guard.as_ref() };
         let counted = counted.unwrap_or_else(|error| {
             tracing::error!(%error, "the kernel's counters can't be read");
             Counted::default()
         });
-        work.summary(&counted, hits)
+        work.summary(&counted, beside)
     }
 
     /// Reads until all is read that was ever written: a program may still have been running when it was detached.
@@ -215,7 +282,8 @@ impl Pipeline {
             while self.turn() == TURN && Instant::now() < deadline {}
             let written = self.counted().map_or(0, |counted| counted.sum(Counter::Delivered));
             let hits = self.uprobing.as_ref().map_or(0, |uprobing| uprobing.totals().of("delivered"));
-            if (self.work.read >= written && self.work.hits >= hits) || Instant::now() > rest {
+            let decided = self.guarding.as_ref().is_none_or(Guarding::is_read);
+            if (self.work.read >= written && self.work.hits >= hits && decided) || Instant::now() > rest {
                 return;
             }
             tokio::task::yield_now().await;
@@ -225,7 +293,48 @@ impl Pipeline {
     /// Most that a record waits to be read.
     fn delay(&self) -> Duration {
         let delay = self.probes.ring_delay;
-        if self.uprobing.is_some() { delay.min(PROBED) } else { delay }
+        let delay = if self.uprobing.is_some() { delay.min(PROBED) } else { delay };
+        self.guarding.as_ref().map_or(delay, |guarding| delay.min(guarding.patience()))
+    }
+
+    /// What the runtime told, which the guard's programs may have to know too.
+    fn learn(&mut self, source: usize, update: Update) {
+        let learned = self.work.learn(source, update);
+        let Some(guarding) = &mut self.guarding else { return };
+        match learned {
+            Learned::Nothing => {}
+            Learned::Known(known) => guarding.described(&known),
+            Learned::Gone(key) => guarding.ended(&key),
+        }
+    }
+
+    /// What the guard counted, be it gone.
+    fn guard_totals(&self) -> Option<GuardTotals> {
+        if self.guarding.is_none() && self.guarded == GuardTotals::default() {
+            return None;
+        }
+        let mut totals = self.guarded.clone();
+        if let Some(guarding) = &self.guarding {
+            totals += &guarding.totals();
+        }
+        totals.untold_alarms = self.work.alarms.untold;
+        Some(totals.without(&self.work.twice))
+    }
+
+    /// Until each runtime has said which containers run, or for as long as they are waited for.
+    async fn meet_runtimes(&mut self) {
+        let mut tick = ticks(self.delay());
+        while self.work.silent().next().is_some() {
+            if Instant::now() >= self.patient_until {
+                self.work.note_silent();
+                return;
+            }
+            tokio::select! {
+                (source, update) = next(&mut self.updates) => self.learn(source, update),
+                _ = tick.tick() => {}
+            }
+            self.turn();
+        }
     }
 
     /// What all programs counted, those that have been replaced too.
@@ -261,20 +370,35 @@ impl Pipeline {
         if let (Some(uprobing), Some(prober)) = (&mut self.uprobing, &mut self.work.prober) {
             uprobing.look(prober);
         }
-        self.work.tell_losses(&counted, self.uprobing.as_ref().map(Uprobing::totals), false);
+        if let Some(guarding) = &mut self.guarding {
+            guarding.look();
+        }
+        let guard = self.guard_totals();
+        let beside = Beside { hits: self.uprobing.as_ref().map(Uprobing::totals), guard: guard.as_ref() };
+        self.work.tell_losses(&counted, beside, false);
         if let Some(telemetry) = &self.telemetry {
-            telemetry.publish(self.work.status(counted, self.uprobing.as_ref().map(Uprobing::totals)));
+            telemetry.publish(self.work.status(counted, beside));
         }
     }
 
     /// Handles what waits in the ring, up to a turn of it, and whatever is due; how many records there were.
     fn turn(&mut self) -> usize {
-        let Self { ring, work, uprobing, .. } = self;
+        let Self { ring, work, uprobing, guarding, .. } = self;
         work.begin();
         let records = ring.read(TURN, |record| work.record(record));
         let hits = uprobing.as_mut().map_or(0, |uprobing| uprobing.read(TURN, |record| work.hit(record)));
+        // After the execs, whose processes they name as their parents.
+        let decisions = guarding.as_mut().map_or(0, |guarding| {
+            guarding.renew(work.now);
+            work.alarms.renewals = guarding.renewals;
+            if guarding.has_newly_overflowed() {
+                work.note_overflow();
+            }
+            guarding.read(TURN, |record, policies| work.decision(record, policies))
+        });
         work.end();
-        records.max(hits)
+        self.work.tell_alarms();
+        records.max(hits).max(decisions)
     }
 }
 

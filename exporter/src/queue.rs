@@ -388,6 +388,15 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn what_the_guard_did_goes_last() {
+        let queue = queue(200, None);
+        for (class, records) in [(Class::Enforcement, 1), (Class::Note, 2), (Class::Exec, 4), (Class::Enforcement, 8)] {
+            queue.push(Batch::seal(class, records, &[0; 100], Protocol::HttpProtobuf, Compression::None).unwrap());
+        }
+        assert_eq!(dropped(&queue), [(Reason::QueueFull, 6)]);
+    }
+
+    #[tokio::test]
     async fn hits_go_before_exits() {
         let queue = queue(200, None);
         for (class, records) in [(Class::Probe, 1), (Class::Exit, 2), (Class::Exit, 4), (Class::Probe, 8)] {

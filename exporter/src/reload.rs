@@ -4,7 +4,7 @@ use std::convert::Infallible;
 use std::fs;
 use std::future::pending;
 use std::os::unix::fs::MetadataExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use thiserror::Error;
@@ -50,24 +50,30 @@ impl<'a> Settings<'a> {
 
     /// Follows every change. `taken_up` is told of what is to be done outside of the pipeline.
     pub async fn follow(mut self, taken_up: impl Fn(&Config)) -> Infallible {
-        let mut watched = Watched::new(self.flags.config.as_deref());
+        let mut watched = Watched::new(self.files());
         loop {
             let why = tokio::select! {
                 () = next(&mut self.hangups) => {
                     watched.take_as_it_is();
                     "SIGHUP"
                 }
-                () = watched.changed() => "the file has changed",
+                () = watched.changed() => "a file has changed",
             };
             match self.reload().await {
                 Ok(true) => {
                     tracing::info!(why, "settings are read anew, and taken up");
                     taken_up(&self.current);
+                    watched.follow(self.files());
                 }
                 Ok(false) => tracing::info!(why, "settings are read anew; nothing has changed"),
                 Err(error) => tracing::error!(why, "settings are not taken up, the old ones stay: {error}"),
             }
         }
+    }
+
+    /// What the settings were read from: ours, and those of policies.
+    fn files(&self) -> Vec<PathBuf> {
+        self.flags.config.iter().chain(&self.current.guard.sources).cloned().collect()
     }
 
     /// Whether anything has changed.
@@ -112,9 +118,13 @@ async fn next(signal: &mut Option<Signal>) {
     }
 }
 
-/// A file, by what changes with its content, also where it is replaced as a whole.
-struct Watched<'a> {
-    path: Option<&'a Path>,
+/// Files, by what changes with their content, also where one is replaced as a whole.
+struct Watched {
+    files: Vec<File>,
+}
+
+struct File {
+    path: PathBuf,
     /// As it was taken for granted last.
     known: Option<Stamp>,
     /// As it was at the last look.
@@ -123,33 +133,16 @@ struct Watched<'a> {
 
 type Stamp = (u64, u64, i64, i64, u64);
 
-impl<'a> Watched<'a> {
-    fn new(path: Option<&'a Path>) -> Self {
-        let stamp = path.and_then(stamp);
+impl File {
+    fn new(path: PathBuf) -> Self {
+        let stamp = stamp(&path);
         Self { path, known: stamp, last: stamp }
     }
 
-    /// What it says now is known.
-    fn take_as_it_is(&mut self) {
-        self.known = self.path.and_then(stamp);
-        self.last = self.known;
-    }
-
-    /// Never, without a file. One that is gone has not changed: it may be about to be replaced.
-    async fn changed(&mut self) {
-        let Some(path) = self.path else { return pending().await };
-        let mut looks = interval(LOOK);
-        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        loop {
-            looks.tick().await;
-            if self.look(stamp(path)) {
-                return;
-            }
-        }
-    }
-
-    /// Whether the file is another, and has been since the last look.
-    fn look(&mut self, now: Option<Stamp>) -> bool {
+    /// Whether the file is another, and has been since the last look. One that is gone has not changed: it may be about to
+    /// be replaced.
+    fn look(&mut self) -> bool {
+        let now = stamp(&self.path);
         let is_settled = now == self.last;
         self.last = now;
         let has_changed = is_settled && now.is_some() && now != self.known;
@@ -157,6 +150,52 @@ impl<'a> Watched<'a> {
             self.known = now;
         }
         has_changed
+    }
+}
+
+impl Watched {
+    fn new(paths: Vec<PathBuf>) -> Self {
+        Self { files: paths.into_iter().map(File::new).collect() }
+    }
+
+    /// From now on these; what was known of one stays.
+    fn follow(&mut self, paths: Vec<PathBuf>) {
+        let mut known = std::mem::take(&mut self.files);
+        self.files = paths
+            .into_iter()
+            .map(|path| match known.iter().position(|file| file.path == path) {
+                Some(index) => known.swap_remove(index),
+                None => File::new(path),
+            })
+            .collect();
+    }
+
+    /// What they say now is known.
+    fn take_as_it_is(&mut self) {
+        for file in &mut self.files {
+            file.known = stamp(&file.path);
+            file.last = file.known;
+        }
+    }
+
+    /// Never, without files.
+    async fn changed(&mut self) {
+        if self.files.is_empty() {
+            return pending().await;
+        }
+        let mut looks = interval(LOOK);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            looks.tick().await;
+            if self.look() {
+                return;
+            }
+        }
+    }
+
+    /// Whether any has changed; each is looked at.
+    fn look(&mut self) -> bool {
+        self.files.iter_mut().filter_map(|file| file.look().then_some(())).count() > 0
     }
 }
 
@@ -176,8 +215,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("namespan.yaml");
         fs::write(&path, "a").unwrap();
-        let mut watched = Watched::new(Some(&path));
-        let mut looks = |times: usize| (0..times).map(|_| watched.look(stamp(&path))).collect::<Vec<_>>();
+        let other = folder.path().join("policies.yaml");
+        fs::write(&other, "a").unwrap();
+        let mut watched = Watched::new(vec![path.clone(), other.clone()]);
+        let mut looks = |times: usize| (0..times).map(|_| watched.look()).collect::<Vec<_>>();
         assert_eq!(looks(2), [false, false]);
         fs::OpenOptions::new().append(true).open(&path).unwrap().write_all(b"b").unwrap();
         assert_eq!(looks(4), [false, true, false, false]);
@@ -187,5 +228,10 @@ mod tests {
         fs::write(folder.path().join("new"), "ab").unwrap();
         fs::rename(folder.path().join("new"), &path).unwrap();
         assert_eq!(looks(3), [false, true, false]);
+        fs::write(&other, "abc").unwrap();
+        assert_eq!(looks(3), [false, true, false]);
+        watched.follow(vec![path]);
+        fs::write(&other, "abcd").unwrap();
+        assert_eq!([watched.look(), watched.look()], [false, false]);
     }
 }

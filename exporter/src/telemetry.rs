@@ -69,6 +69,8 @@ pub struct Status {
     pub reloads: Reloads,
     /// Of uprobes, as last heard.
     pub hits: Totals,
+    /// Of the guard, as last read.
+    pub guard: crate::pipeline::GuardTotals,
 }
 
 /// What became of settings that were read anew.

@@ -3,6 +3,8 @@
 //! `NAMESPAN_BLESS=1 cargo test --test golden` writes the files anew.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
+#[path = "golden/guard.rs"]
+mod guard;
 #[path = "golden/uprobe.rs"]
 mod uprobe;
 
@@ -203,7 +205,7 @@ fn ring_bytes_become_the_otlp_on_file() {
     let testdata = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("testdata");
     let logs = cases().into_iter().map(|(name, record)| (name, otlp(&record), record));
     let spans = span_cases().into_iter().map(|(name, records)| (name, span_otlp(&records), records));
-    for (name, otlp, record) in logs.chain(spans).chain(uprobe::cases()) {
+    for (name, otlp, record) in logs.chain(spans).chain(uprobe::cases()).chain(guard::cases()) {
         let (ring, expected) = (testdata.join(format!("ring/{name}.bin")), testdata.join(format!("otlp/{name}.json")));
         if std::env::var_os("NAMESPAN_BLESS").is_some() {
             fs::create_dir_all(ring.parent().unwrap()).unwrap();

@@ -14,6 +14,10 @@ mod exits;
 mod failed;
 #[path = "kernel/filters.rs"]
 mod filters;
+#[path = "kernel/guard.rs"]
+mod guard;
+#[path = "kernel/guarding.rs"]
+mod guarding;
 #[path = "kernel/helpers.rs"]
 mod helpers;
 #[path = "kernel/identity.rs"]

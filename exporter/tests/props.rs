@@ -8,6 +8,9 @@ use std::sync::Arc;
 use namespan::config::{Arguments, AttributeLimits};
 use namespan::decode;
 use namespan::enrich::{Attribution, How, Owner, cgroup};
+use namespan::guard::decision;
+use namespan::guard::spec::{Action, Containers, Mode, Policy, Scope};
+use namespan::model::guard;
 use namespan::model::log::{Context, Encoder};
 use namespan::model::uid::Uids;
 use namespan::model::uprobe::{self, Told};
@@ -64,7 +67,7 @@ fn survives(record: &[u8], arguments: Arguments) -> bool {
 
 /// The same of a uprobe's hit: every value is wanted, and some of them are hidden.
 fn hit_survives(record: &[u8], arguments: Arguments) -> bool {
-    let Ok(hit) = hit::decode(record) else { return false };
+    let Ok(hit) = hit::decode(record) else { return decision_survives(record, arguments) };
     let value = |name: String| Capture { name, position: 0, value: Type::String };
     let target = (Target::Host, Binary::Library("libc".to_owned()), Function::Symbol("f".to_owned()));
     let probe = Uprobe {
@@ -99,11 +102,52 @@ fn hit_survives(record: &[u8], arguments: Arguments) -> bool {
     true
 }
 
+/// The same of what the guard decided.
+fn decision_survives(record: &[u8], arguments: Arguments) -> bool {
+    let Ok(decision) = decision::decode(record) else { return false };
+    let policy = Policy {
+        name: "props".to_owned(),
+        description: String::new(),
+        severity: 17,
+        action: Action::Kill,
+        scope: Scope { containers: Containers::All, host: false },
+        rules: Vec::new(),
+        exceptions: Vec::new(),
+    };
+    let context = Context {
+        time_unix_ns: 1,
+        observed_unix_ns: 2,
+        creation_unix_ns: 0,
+        parent_creation_unix_ns: u64::MAX,
+        attribution: &Attribution::plain(Owner::Host(None), How::None),
+        start_type: "fork",
+        uid: Some(Uids::of_boot([1; 16]).of_decision(&decision)),
+        image: None,
+        span: None,
+        trace: None,
+    };
+    let told = guard::Told {
+        decision: &decision,
+        policy: &policy,
+        rule: "match[0]",
+        fired: &["props", "look"],
+        mode: Mode::Enforce,
+        context,
+    };
+    let mut out = Vec::new();
+    guard::Encoder::new(arguments, AttributeLimits { value_length: Some(9), count: 64 }).encode(&told, &mut out);
+    let decoded = LogRecord::decode(out.as_slice()).unwrap();
+    assert_eq!(decoded.encode_to_vec(), out);
+    assert!(decoded.event_name.starts_with("namespan.enforcement."), "{}", decoded.event_name);
+    true
+}
+
 #[test]
 fn every_golden_record_cut_anywhere_is_an_error_and_no_panic() {
     for record in golden() {
         for len in 0..record.len() {
-            assert!(decode::event(&record[..len]).is_err() && hit::decode(&record[..len]).is_err());
+            let cut = &record[..len];
+            assert!(decode::event(cut).is_err() && hit::decode(cut).is_err() && decision::decode(cut).is_err());
         }
         assert!(survives(&record, Arguments::Redacted));
     }

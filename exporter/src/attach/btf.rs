@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::ffi::CStr;
 
-use namespan_ebpf::offsets::{FIELDS, Field, Need, Offsets, Place};
+use namespan_ebpf::offsets::{ABSENT, FIELDS, Field, Need, Offsets, Place, guard};
 
 const KERNEL: &str = "/sys/kernel/btf/vmlinux";
 const MAGIC: u16 = 0xeb9f;
@@ -85,6 +85,17 @@ impl<'a> Btf<'a> {
         self.resolve_fields(FIELDS)
     }
 
+    /// Every field that only the guard reads; the distance of `__upperdentry` is made that from the inode.
+    pub fn resolve_guard(&self) -> Result<guard::Offsets, BtfError> {
+        let mut offsets = guard::Offsets::ABSENT;
+        self.resolve_into(guard::FIELDS, |name, value| offsets.set(name, value))?;
+        offsets.ovl_upper = match (offsets.ovl_upper, offsets.ovl_vfs_inode) {
+            (ABSENT, _) | (_, ABSENT) => offsets.inode_size,
+            (upper, inode) => upper.wrapping_sub(inode),
+        };
+        Ok(offsets)
+    }
+
     /// The member at `path`, written as [`Place::Member`] describes. `None` for bitfields too.
     #[must_use]
     pub fn member(&self, of: &str, path: &str) -> Option<Member> {
@@ -107,24 +118,43 @@ impl<'a> Btf<'a> {
         })
     }
 
-    /// BTF in which the types of these tracepoints have the ids that they have here, and nothing else has a name: all that
-    /// attaching to them takes, as the whole of it would fill tens of MiB.
+    /// Whether the kernel has a function of that name that programs can attach to.
+    #[must_use]
+    pub fn has_function(&self, name: &str) -> bool {
+        self.all_types().any(|(_, kernel_type)| {
+            kernel_type.kind == Kind::Function && self.name(kernel_type.name) == name.as_bytes()
+        })
+    }
+
+    /// As [`Self::of_hooks`], of tracepoints only.
     #[must_use]
     pub fn of_tracepoints(&self, names: &[&str]) -> Vec<u8> {
+        self.of_hooks(names, &[])
+    }
+
+    /// BTF in which the types of these tracepoints and functions have the ids that they have here, and nothing else has a
+    /// name: all that attaching to them takes, as the whole of it would fill tens of MiB.
+    #[must_use]
+    pub fn of_hooks(&self, tracepoints: &[&str], functions: &[&str]) -> Vec<u8> {
         const NAMELESS: [u32; 3] = [0, 7 << 24, 0];
         let (mut types, mut strings) = (Vec::new(), vec![0]);
         let mut last = 0;
         for (_, kernel_type) in self.all_types() {
             let name = self.name(kernel_type.name);
+            let is_among = |name: &[u8], names: &[&str]| names.iter().any(|wanted| wanted.as_bytes() == name);
             let tracepoint = name.strip_prefix(TRACEPOINT).filter(|_| kernel_type.kind == Kind::Typedef);
-            if tracepoint.is_some_and(|tracepoint| names.iter().any(|name| name.as_bytes() == tracepoint)) {
-                let at = u32::try_from(strings.len()).unwrap_or(u32::MAX);
-                strings.extend(name.iter().chain(&[0]));
-                types.push([at, 8 << 24, 0]);
-                last = types.len();
+            let kind: u32 = if tracepoint.is_some_and(|name| is_among(name, tracepoints)) {
+                8
+            } else if kernel_type.kind == Kind::Function && is_among(name, functions) {
+                12
             } else {
                 types.push(NAMELESS);
-            }
+                continue;
+            };
+            let at = u32::try_from(strings.len()).unwrap_or(u32::MAX);
+            strings.extend(name.iter().chain(&[0]));
+            types.push([at, kind << 24, 0]);
+            last = types.len();
         }
         types.truncate(last);
         let types: Vec<u8> = types.as_flattened().iter().flat_map(|word| word.to_ne_bytes()).collect();
@@ -141,23 +171,34 @@ impl<'a> Btf<'a> {
     }
 
     fn resolve_fields(&self, fields: &[Field]) -> Result<Resolved, BtfError> {
+        let mut offsets = Offsets::ABSENT;
+        let missing = self.resolve_into(fields, |name, value| offsets.set(name, value))?;
+        Ok(Resolved { offsets, missing })
+    }
+
+    /// Hands each field's place to `set`; the optional ones that the kernel lacks.
+    fn resolve_into(
+        &self,
+        fields: &[Field],
+        mut set: impl FnMut(&str, u32) -> bool,
+    ) -> Result<Vec<&'static str>, BtfError> {
         let structs: Vec<_> = fields.iter().map(|field| owner(&field.place)).collect();
         let paths: Vec<_> = fields.iter().flat_map(|field| paths(&field.place)).copied().collect();
         let index = self.index(&structs, &paths);
 
-        let mut resolved = Resolved { offsets: Offsets::ABSENT, missing: Vec::new() };
+        let mut missing = Vec::new();
         let mut lacking = Vec::new();
         for field in fields {
             match (self.locate(&index, &field.place), field.need) {
                 (Some(value), _) => {
-                    let has_slot = resolved.offsets.set(field.name, value);
+                    let has_slot = set(field.name, value);
                     debug_assert!(has_slot, "no slot for {}", field.name);
                 }
-                (None, Need::Optional) => resolved.missing.push(field.name),
+                (None, Need::Optional) => missing.push(field.name),
                 (None, Need::Required) => lacking.push(describe(&field.place)),
             }
         }
-        if lacking.is_empty() { Ok(resolved) } else { Err(BtfError::Missing { fields: lacking }) }
+        if lacking.is_empty() { Ok(missing) } else { Err(BtfError::Missing { fields: lacking }) }
     }
 
     fn locate(&self, index: &Index<'_>, place: &Place) -> Option<u32> {
@@ -269,7 +310,7 @@ impl<'a> Btf<'a> {
                     count = count.checked_mul(dimension)?;
                     id = element_id;
                 }
-                Kind::Typedef | Kind::Qualifier | Kind::Sizeless => return None,
+                Kind::Typedef | Kind::Qualifier | Kind::Function | Kind::Sizeless => return None,
             }
         }
         None
@@ -330,7 +371,8 @@ enum Kind {
     Typedef,
     /// `const`, `volatile`, `restrict` or a type tag.
     Qualifier,
-    /// A function, a variable, or whatever else no member can be.
+    Function,
+    /// A variable, or whatever else no member can be.
     Sizeless,
 }
 
@@ -365,8 +407,9 @@ impl<'a> Type<'a> {
             8 => (Kind::Typedef, 0),
             // volatile, const, restrict, type tag
             9..=11 | 18 => (Kind::Qualifier, 0),
-            // forward declaration, function
-            7 | 12 => (Kind::Sizeless, 0),
+            12 => (Kind::Function, 0),
+            // forward declaration
+            7 => (Kind::Sizeless, 0),
             // prototype
             13 => (Kind::Sizeless, 8 * count),
             // variable, declaration tag
@@ -407,6 +450,7 @@ impl<'a> Type<'a> {
             | Kind::Float
             | Kind::Typedef
             | Kind::Qualifier
+            | Kind::Function
             | Kind::Sizeless => (&[], &[]),
         };
         let narrow = words(narrow).map(|[name, value]| (name, u64::from(value)));

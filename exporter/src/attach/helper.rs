@@ -10,8 +10,6 @@ pub(crate) struct Helper(ProgramType, BpfHelper);
 pub(crate) const ATTACH_COOKIE: Helper = Helper(ProgramType::KProbe, BpfHelper::BPF_FUNC_get_attach_cookie);
 /// Finds the file that is mapped at an address.
 pub(crate) const FIND_VMA: Helper = Helper(ProgramType::RawTracePoint, BpfHelper::BPF_FUNC_find_vma);
-/// Signals the process that a program runs in.
-pub(crate) const SEND_SIGNAL: Helper = Helper(ProgramType::RawTracePoint, BpfHelper::BPF_FUNC_send_signal);
 
 impl Helper {
     /// By loading a program that calls it.

@@ -1,22 +1,15 @@
-//! What uprobes and the guard take of the kernel beyond the hooks: helper functions and BPF's security module, each tried.
+//! What uprobes take of the kernel beyond the hooks: helper functions, each tried.
 
-use std::fs;
-use std::io;
-
-use aya::programs::{LsmAttachType, ProgramError, ProgramType};
-use aya::sys::is_program_supported;
+use aya::programs::ProgramError;
 
 use super::privilege::Privileges;
 use super::report::Check;
-use crate::attach::helper::{ATTACH_COOKIE, FIND_VMA, SEND_SIGNAL};
+use crate::attach::helper::{ATTACH_COOKIE, FIND_VMA};
 use crate::attach::raise_locked_memory;
 use crate::attach::refusal::{chain, shortened};
 use crate::config::Config;
 
-/// The security modules that are on.
-const MODULES: &str = "/sys/kernel/security/lsm";
-
-pub(super) fn checks(config: &Config, privileges: &Privileges) -> [Check; 4] {
+pub(super) fn checks(config: &Config, privileges: &Privileges) -> [Check; 2] {
     raise_locked_memory();
     [
         Feature {
@@ -35,15 +28,6 @@ pub(super) fn checks(config: &Config, privileges: &Privileges) -> [Check; 4] {
             remedy: "boot Linux 5.17 or later, if many containers of one image are probed",
         }
         .check(FIND_VMA.is_there(), privileges),
-        Feature {
-            name: "kill",
-            is_required: false,
-            found: "bpf_send_signal, by which a program is killed as it starts",
-            consequence: "no program can be killed at its exec",
-            remedy: "boot Linux 5.3 or later, if you need it",
-        }
-        .check(SEND_SIGNAL.is_there(), privileges),
-        deny(privileges),
     ]
 }
 
@@ -69,35 +53,6 @@ impl Feature {
     }
 }
 
-fn deny(privileges: &Privileges) -> Check {
-    denies(is_program_supported(ProgramType::Lsm(LsmAttachType::Mac)), &fs::read_to_string(MODULES), privileges)
-}
-
-/// A program may attach and never be asked: only the modules that were chosen at boot are.
-fn denies(attached: Result<bool, ProgramError>, modules: &io::Result<String>, privileges: &Privileges) -> Check {
-    const NAME: &str = "deny";
-    const MEANING: &str = "no exec can be refused";
-    let is_listed = modules.as_ref().map(|modules| modules.trim().split(',').any(|module| module == "bpf"));
-    let boot = || match modules {
-        Ok(modules) if !modules.trim().is_empty() => format!("boot with lsm={},bpf, if you need it", modules.trim()),
-        Ok(_) | Err(_) => "boot with bpf among the names of lsm=, if you need it".to_owned(),
-    };
-    let lacks = |found: String, remedy: String| Check::lacks(false, NAME, found).means(MEANING).remedy(remedy);
-    match (attached, is_listed) {
-        (Ok(true), Ok(true)) => Check::ok(NAME, "a program of BPF's security module was attached; it is asked"),
-        (Ok(true), Ok(false)) => lacks("BPF is not among the security modules that are asked".to_owned(), boot()),
-        (Ok(true), Err(error)) => {
-            let remedy = "mount -t securityfs securityfs /sys/kernel/security, to know";
-            lacks(format!("whether BPF's security module is asked is unknown: {MODULES}: {error}"), remedy.to_owned())
-        }
-        (Ok(false), _) => {
-            let remedy = "boot a kernel built with CONFIG_BPF_LSM=y, on arm64 Linux 6.4 or later, if you need it";
-            lacks("the kernel has no BPF security module".to_owned(), remedy.to_owned())
-        }
-        (Err(error), _) => lacks(said(&error), refused(privileges).to_owned()),
-    }
-}
-
 fn refused(privileges: &Privileges) -> &'static str {
     if privileges.may_load() {
         "a security module, seccomp filter or lockdown forbids it: allow it"
@@ -112,25 +67,13 @@ fn said(error: &ProgramError) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::io;
+
     use super::super::report::Status;
     use super::*;
 
     fn refusal() -> ProgramError {
         ProgramError::IOError(io::Error::from(io::ErrorKind::PermissionDenied))
-    }
-
-    #[test]
-    fn an_exec_can_be_refused_only_where_the_module_is_there_and_asked() {
-        let privileges = Privileges::of_this_process();
-        let of = |attached, modules: io::Result<&str>| denies(attached, &modules.map(str::to_owned), &privileges);
-        assert_eq!(of(Ok(true), Ok("lockdown,capability,bpf\n")).status, Status::Ok);
-        let unasked = of(Ok(true), Ok("lockdown,capability\n"));
-        assert_eq!(unasked.status, Status::Warn);
-        assert_eq!(unasked.remedy.unwrap(), "boot with lsm=lockdown,capability,bpf, if you need it");
-        let unknown = of(Ok(true), Err(io::ErrorKind::NotFound.into()));
-        assert!(unknown.found.contains("unknown"), "{}", unknown.found);
-        assert_eq!(of(Ok(false), Ok("bpf")).status, Status::Warn);
-        assert!(of(Err(refusal()), Ok("bpf")).found.starts_with("refused: "));
     }
 
     #[test]

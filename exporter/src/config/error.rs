@@ -4,6 +4,8 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::guard::compile::CompileError;
+
 /// Why the settings cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -37,6 +39,12 @@ pub enum ConfigError {
     Probe { problem: String },
     #[error("flag --config: cannot read {}", path.display())]
     Read { path: PathBuf, source: std::io::Error },
+    /// A file or folder of policies.
+    #[error("{origin}: cannot read {}", path.display())]
+    Policies { origin: &'static str, path: PathBuf, source: std::io::Error },
+    /// All policies together.
+    #[error("guard: {0}")]
+    Guard(CompileError),
     /// Not YAML, or not our schema.
     #[error("{}{}: {problem}", path.display(), Place { line: *line, key })]
     File { path: PathBuf, line: Option<u64>, key: String, problem: String },

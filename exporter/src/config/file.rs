@@ -1,9 +1,11 @@
 //! Our YAML file: text comes in, the values it has go out, each with its line. Its structure is that of the settings.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::fmt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use serde::de::{DeserializeOwned, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_saphyr::{Spanned, UserMessageFormatter};
 
@@ -59,6 +61,8 @@ pub(super) struct Schema {
     pub metrics: Metrics,
     #[serde(deserialize_with = "section")]
     pub uprobes: Vec<Uprobe>,
+    #[serde(deserialize_with = "section")]
+    pub guard: Guard,
 }
 
 #[derive(Default, Deserialize)]
@@ -233,6 +237,129 @@ pub(super) struct Uprobe {
     pub redact: List,
 }
 
+#[derive(Default, Deserialize)]
+#[cfg_attr(test, derive(serde::Serialize))]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Guard {
+    pub mode: Entry,
+    #[serde(deserialize_with = "section")]
+    pub policies: Vec<Policy>,
+    pub files: List,
+    #[serde(deserialize_with = "section")]
+    pub allow: Allow,
+    #[serde(deserialize_with = "section")]
+    pub budget: Budget,
+    pub lease: Entry,
+    pub persist: Entry,
+    pub without_lsm: Entry,
+}
+
+#[derive(Default, Deserialize)]
+#[cfg_attr(test, derive(serde::Serialize))]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Allow {
+    pub executables: List,
+    pub containers: List,
+}
+
+#[derive(Default, Deserialize)]
+#[cfg_attr(test, derive(serde::Serialize))]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Budget {
+    pub kills: Entry,
+    pub window: Entry,
+}
+
+/// A file of policies.
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Policies {
+    #[serde(deserialize_with = "section")]
+    pub policies: Vec<Policy>,
+}
+
+/// What should not run.
+#[derive(Default, Deserialize)]
+#[cfg_attr(test, derive(serde::Serialize))]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Policy {
+    pub name: Entry,
+    pub description: Entry,
+    pub severity: Entry,
+    pub action: Entry,
+    #[serde(deserialize_with = "section")]
+    pub scope: PolicyScope,
+    #[serde(rename = "match", deserialize_with = "section")]
+    pub matches: Vec<Rule>,
+    #[serde(deserialize_with = "section")]
+    pub except: Vec<Rule>,
+}
+
+#[derive(Default, Deserialize)]
+#[cfg_attr(test, derive(serde::Serialize))]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct PolicyScope {
+    pub containers: Choice,
+    pub host: Entry,
+}
+
+#[derive(Default, Deserialize)]
+#[cfg_attr(test, derive(serde::Serialize))]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Rule {
+    pub path: List,
+    pub name: List,
+    pub argv0: List,
+    pub argv1: List,
+    pub parent: List,
+    pub uid: List,
+    pub interactive: Entry,
+    pub script: Entry,
+    pub origin: List,
+}
+
+/// A word, or a list.
+#[derive(Default)]
+#[cfg_attr(test, derive(serde::Serialize))]
+#[cfg_attr(test, serde(untagged))]
+pub(super) enum Choice {
+    #[default]
+    None,
+    Word(String),
+    List(List),
+}
+
+impl<'de> Deserialize<'de> for Choice {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Chosen;
+        impl<'de> Visitor<'de> for Chosen {
+            type Value = Choice;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a word or a list")
+            }
+
+            fn visit_str<E: serde::de::Error>(self, word: &str) -> Result<Choice, E> {
+                Ok(Choice::Word(word.to_owned()))
+            }
+
+            fn visit_unit<E: serde::de::Error>(self) -> Result<Choice, E> {
+                Ok(Choice::None)
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Choice, A::Error> {
+                let mut list = Vec::new();
+                while let Some(item) = items.next_element()? {
+                    list.push(item);
+                }
+                Ok(Choice::List(Some(list)))
+            }
+        }
+        // An untagged enum would lose the lines of a list.
+        deserializer.deserialize_any(Chosen)
+    }
+}
+
 /// What else is shipped to: a name, and the three sections above of its own.
 #[derive(Deserialize)]
 #[cfg_attr(test, derive(serde::Serialize))]
@@ -294,9 +421,19 @@ fn section<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(deserialize
 }
 
 /// A file's values are asked for by key, so that errors can name it.
-pub(super) struct File {
+pub(super) struct File<S = Schema> {
     path: Arc<Path>,
-    pub schema: Schema,
+    pub schema: S,
+}
+
+impl File<Policies> {
+    /// `origin`: who names the file.
+    pub fn policies(path: &Path, origin: &'static str) -> Result<Self, ConfigError> {
+        match std::fs::read_to_string(path) {
+            Ok(text) => Self::parsed(path, &text),
+            Err(source) => Err(ConfigError::Policies { origin, path: path.to_owned(), source }),
+        }
+    }
 }
 
 impl File {
@@ -309,7 +446,21 @@ impl File {
         }
     }
 
+    /// What the file names is beside it, if it does not say where.
+    pub fn beside(&self, path: &Path) -> PathBuf {
+        self.path.parent().map_or_else(|| path.to_owned(), |folder| folder.join(path))
+    }
+
     fn read(path: &Path, text: &str) -> Result<Self, ConfigError> {
+        Self::parsed(path, text)
+    }
+}
+
+impl<S> File<S> {
+    fn parsed(path: &Path, text: &str) -> Result<Self, ConfigError>
+    where
+        S: DeserializeOwned,
+    {
         // A snippet could show the value of a header.
         let options = serde_saphyr::options! { with_snippet: false, strict_booleans: true };
         match serde_saphyr::from_str_with_options(text, options) {
@@ -490,6 +641,8 @@ mod tests {
             ("uprobes:\n  - name: a\n    func: b\n", "otel.yaml line 3: uprobes.func: unknown field `func`"),
             ("uprobes:\n  - name: a\n    args: b\n", "otel.yaml line 3: uprobes.args: expected"),
             ("uprobes: {a: b}\n", "otel.yaml line 1: uprobes: expected"),
+            ("guard:\n  mod: a\n", "otel.yaml line 2: guard.mod: unknown field `mod`"),
+            ("guard:\n  policies:\n  - matches: []\n", "otel.yaml line 3: guard: unknown field `matches`"),
             ("queue:\n  drain: 5s\n  drain: 6s\n", "otel.yaml line 3: queue.drain: duplicate mapping key `drain`"),
             ("queue: {drain: 5s\n", "otel.yaml line"),
             ("- a\n", "otel.yaml line 1: "),
@@ -586,6 +739,43 @@ mod tests {
         let probes = example["uprobes"].as_array().unwrap();
         let in_example: std::collections::BTreeSet<_> = probes.iter().flat_map(keys).collect();
         assert_eq!(in_example, keys(&schema));
+    }
+
+    #[test]
+    fn every_key_of_a_policy_stands_in_the_example() {
+        let text = example("#   guard:");
+        let example: Value = serde_saphyr::from_str(&text).unwrap();
+        let keys = |value: &Value| {
+            value
+                .as_object()
+                .into_iter()
+                .flatten()
+                .map(|(key, _)| key.clone())
+                .collect::<std::collections::BTreeSet<_>>()
+        };
+        let policies = example["guard"]["policies"].as_array().unwrap();
+        let in_example: std::collections::BTreeSet<_> = policies.iter().flat_map(keys).collect();
+        assert_eq!(in_example, keys(&serde_json::to_value(Policy::default()).unwrap()));
+        let rules = policies.iter().flat_map(|policy| policy["match"].as_array().unwrap());
+        let in_example: std::collections::BTreeSet<_> = rules.flat_map(keys).collect();
+        assert_eq!(in_example, keys(&serde_json::to_value(Rule::default()).unwrap()));
+    }
+
+    #[test]
+    fn a_scope_is_a_word_or_a_list_whose_lines_are_known() {
+        let read = |text: &str| {
+            File::<Policies>::parsed(Path::new("p.yaml"), text)
+                .map(|file| file.schema.policies.into_iter().next().unwrap().scope.containers)
+        };
+        assert!(matches!(read("policies:\n- scope: {containers: all}\n"), Ok(Choice::Word(word)) if word == "all"));
+        assert!(matches!(read("policies:\n- scope:\n"), Ok(Choice::None)));
+        assert!(matches!(read("policies:\n- scope: {containers: ~}\n"), Ok(Choice::None)));
+        let Ok(Choice::List(Some(list))) = read("policies:\n- scope:\n    containers:\n    - name:a\n") else {
+            panic!("a list expected")
+        };
+        assert_eq!(list[0].as_ref().unwrap().referenced.line(), 4);
+        let refusal = read("policies:\n- scope: {containers: {a: b}}\n").err().unwrap().to_string();
+        assert!(refusal.starts_with("p.yaml line 2: "), "{refusal}");
     }
 
     #[test]

@@ -18,8 +18,11 @@ use export::Wanted;
 
 mod bounds;
 mod export;
+mod guard;
 mod spans;
 mod uprobes;
+
+pub(super) use guard::policies;
 
 pub(super) fn load(run: &Run, env: &dyn Fn(&str) -> Option<OsString>) -> Result<Config, ConfigError> {
     let sources = Sources { run, env: Env(env), file: File::load(run.config.as_deref())? };
@@ -125,6 +128,7 @@ impl Sources<'_> {
             metrics,
             uprobes: self.uprobes()?,
             uprobes_only: run.uprobes.is_some(),
+            guard: self.guard(&mut notes)?,
             log_level,
             notes,
         };

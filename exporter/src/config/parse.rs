@@ -9,6 +9,7 @@ use tracing::level_filters::LevelFilter;
 use super::{Arguments, Compression, Console, Destination, LogFormat, Protocol, Reach, RuntimeName, Scope};
 
 mod endpoint;
+mod guard;
 mod pairs;
 mod quantity;
 mod selector;
@@ -16,6 +17,7 @@ mod spans;
 mod uprobe;
 
 pub(super) use endpoint::{EndpointKind, LOGS_PATH, METRICS_PATH, TRACES_PATH, endpoint, printable_endpoint};
+pub(super) use guard::{action, description, kills, lease, mode, origin, text, without_lsm};
 pub(super) use pairs::{Headers, attributes, headers, pairs, put};
 pub(super) use quantity::{
     args_limit, batch_bytes, bytes, cache_entries, count, duration, limit, limit_count, millis, positive_duration,

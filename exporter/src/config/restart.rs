@@ -39,6 +39,8 @@ pub(super) fn needed(old: &Config, new: &Config) -> Vec<&'static str> {
         uprobes: _,
         // The command says so, which stays.
         uprobes_only: _,
+        // Another guard takes over; but for one condition, as for containers above.
+        guard: _,
         log_level: _,
         log_format,
         notes: _,
@@ -56,6 +58,7 @@ pub(super) fn needed(old: &Config, new: &Config) -> Vec<&'static str> {
         ("listen", *listen != new.listen),
         ("probes.filters.containers", !new.probes.filters.containers.label_keys().all(is_kept)),
         ("uprobes", !new.uprobes.iter().flat_map(Uprobe::label_keys).all(is_kept)),
+        ("guard", !new.guard.label_keys().all(is_kept)),
         ("spool.directory", spool.is_some() != new.spool.is_some()),
         ("logs.exporter", differs(Signal::Logs)),
         ("traces.exporter", differs(Signal::Traces)),
@@ -144,6 +147,7 @@ mod tests {
 
     use super::super::{Arguments, Destination, Export, LogFormat, Probes, Reach, Scope, Selection};
     use super::*;
+    use crate::guard::spec::Mode;
     use crate::uprobe::spec::Target;
 
     fn export(url: &str) -> Export {
@@ -169,7 +173,7 @@ mod tests {
     fn where_to_and_what_is_watched_can_change_while_running() {
         let probes = Probes { failed_execs: true, exits: false, ring_bytes: 4096, ..Probes::default() };
         let vendor = Destination { name: "vendor".to_owned(), logs: Some(export("http://v/l")), traces: None };
-        let reloaded = [
+        let reloaded = vec![
             changed(|config| config.probes = probes),
             changed(|config| config.probes.filters.scope = Scope::Host),
             changed(|config| config.probes.filters.containers = containers("image:nginx*,id:1")),
@@ -185,6 +189,8 @@ mod tests {
         assert_ne!(metrics("http://a"), metrics("http://b"));
         assert_eq!(metrics("http://a").needs_restart(&metrics("http://b")), [""; 0]);
         let before = Config::default();
+        let guarded = changed(|config| config.guard.mode = Mode::Enforce);
+        assert_eq!(before.needs_restart(&guarded), [""; 0]);
         let tracing = |selector: &str| changed(|config| config.uprobes = vec![probe("web:/bin/sh:f", selector)]);
         assert_eq!(before.needs_restart(&tracing("name:web")), [""; 0]);
         assert_ne!(tracing("name:web"), tracing("name:db"));
@@ -280,6 +286,16 @@ mod tests {
         assert_eq!(tracing("label:a").needs_restart(&tracing("label:a=x")), [""; 0]);
         assert_eq!(filtered.needs_restart(&tracing("label:a=x")), [""; 0]);
         assert_eq!(tracing("label:a").needs_restart(&filtered), [""; 0]);
+    }
+
+    #[test]
+    fn a_label_that_was_not_kept_cannot_select_for_the_guard() {
+        let allowing = |selector: &str| {
+            changed(|config| config.guard.allow.containers = vec![super::super::selector(selector).unwrap()])
+        };
+        assert_eq!(Config::default().needs_restart(&allowing("label:a")), ["guard"]);
+        assert_eq!(Config::default().needs_restart(&allowing("name:a")), [""; 0]);
+        assert_eq!(allowing("label:a").needs_restart(&allowing("label:a=x")), [""; 0]);
     }
 
     #[test]

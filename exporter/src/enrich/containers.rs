@@ -5,9 +5,9 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::How;
 use super::container::Container;
 use super::procfs::is_same;
+use super::{How, KnownContainer};
 use crate::event::{CgroupPath, ProcessId};
 
 /// What a key may be: that of a [`Container`].
@@ -47,6 +47,8 @@ pub(super) struct Entry {
     /// Where the knowledge of it comes from; `None`: there is nothing but the id.
     pub how: Option<How>,
     pub asked: Asked,
+    /// Where its runtime says that its cgroup is.
+    pub cgroup: Option<Box<str>>,
     /// Its own cgroup in the v2 hierarchy and in that of v1, leaf first, as first seen or as its first process has it.
     pub roots: [Option<Box<[u8]>>; 2],
     /// `None` when its first process has exited: the namespaces' numbers may be those of others then.
@@ -155,6 +157,13 @@ impl Entry {
     }
 }
 
+impl From<&Entry> for KnownContainer {
+    fn from(entry: &Entry) -> Self {
+        let (container, cgroup) = (Arc::clone(&entry.container), entry.cgroup.clone());
+        Self { container, cgroup, is_gone: entry.gone.is_some() }
+    }
+}
+
 /// One of an entry's two.
 type Which = fn(&mut Entry) -> &mut Option<Held>;
 const HELD: Which = |entry| &mut entry.held;
@@ -214,6 +223,7 @@ impl Containers {
             container,
             how,
             asked: Asked::No,
+            cgroup: None,
             roots: [None, None],
             held: None,
             before: None,
@@ -466,6 +476,11 @@ impl Containers {
                 Asked::No | Asked::Unknown { .. } => {}
             }
         }
+    }
+
+    /// Each that is remembered, once.
+    pub fn all(&self) -> impl Iterator<Item = &Entry> {
+        self.by_key.values().filter_map(|index| self.entries.get(*index))
     }
 
     pub fn len(&self) -> usize {

@@ -127,6 +127,9 @@ impl Enricher {
     /// Takes in where a container's processes are.
     fn place(&mut self, slot: Slot, place: &Place) {
         if let Some(path) = &place.cgroup {
+            if let Some(entry) = self.containers.get(slot) {
+                entry.cgroup = Some(path.as_str().into());
+            }
             let root = procfs::walked(path.as_bytes());
             let tells = cgroup::resolve(CgroupPath(&root), CgroupPath(b"")).is_some();
             // A slice or a unit is systemd's, with all that is in it.

@@ -6,11 +6,10 @@ use std::time::Instant;
 use namespan_ebpf::wire::{self, CgroupKey, ns};
 
 use super::cgroup::resolve;
-use super::container::Container;
 use super::containers::{Held, Sight, Slot, Spaces};
 use super::home::Home;
 use super::kin::{Entry, Facts, Standing, Weighed, weigh};
-use super::{Attribution, Enricher, Entered, How, Owner, Resident, Survey, Unseen, procfs};
+use super::{Attribution, Enricher, Entered, How, KnownContainer, Owner, Resident, Survey, Unseen, procfs};
 use crate::clock::boot_ns;
 use crate::event::{CgroupPath, Event, Kind, ProcessId};
 
@@ -211,9 +210,13 @@ impl Enricher {
 
     /// A container as it is known by now.
     #[must_use]
-    pub fn container(&self, key: &str) -> Option<Arc<Container>> {
-        let entry = self.containers.peek(self.containers.find(key)?)?;
-        Some(Arc::clone(&entry.container))
+    pub fn container(&self, key: &str) -> Option<KnownContainer> {
+        self.containers.peek(self.containers.find(key)?).map(Into::into)
+    }
+
+    /// All containers as they are known by now.
+    pub fn all_containers(&self) -> impl Iterator<Item = KnownContainer> {
+        self.containers.all().map(Into::into)
     }
 
     /// Finds a process that is older than we are, or was forgotten.

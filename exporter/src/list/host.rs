@@ -77,6 +77,11 @@ impl Hierarchies {
         self.v2.iter().chain(&self.v1).find_map(|point| inode(point, path))
     }
 
+    /// Of the cgroup at this path in the v2 hierarchy, and of that in the one of v1: each has numbers of its own.
+    pub fn inodes(&self, path: &str) -> [Option<u64>; 2] {
+        [&self.v2, &self.v1].map(|point| inode(point.as_ref()?, path))
+    }
+
     /// The ids by which the kernel side knows these cgroups: those of kernfs, which are their directories' inodes.
     pub fn key_of(&self, cgroups: &Cgroups) -> CgroupKey {
         let id = |mount: &Option<String>, path: &[u8]| {

@@ -8,6 +8,8 @@
 pub const SCHEMA_URL: &str = "https://opentelemetry.io/schemas/1.44.0";
 /// Scope of exec and exit records; its version is the exporter's.
 pub const SCOPE_EXEC: &str = "namespan.exec";
+/// Scope of records of the guard.
+pub const SCOPE_GUARD: &str = "namespan.guard";
 /// Scope of records of uprobes' hits.
 pub const SCOPE_UPROBE: &str = "namespan.uprobe";
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -22,6 +24,10 @@ pub const EVENT_UPROBE_REFUSED: &str = "namespan.uprobe.refused";
 pub const EVENT_UPROBE_HIT: &str = "namespan.uprobe.hit";
 /// A function has returned.
 pub const EVENT_UPROBE_RETURN: &str = "namespan.uprobe.return";
+/// The guard has stopped a program, or would have.
+pub const EVENT_ENFORCEMENT: &str = "namespan.enforcement.action";
+/// What holds of the guard has changed: it enforces, or observes, or a policy of it is disarmed.
+pub const EVENT_GUARD_STATUS: &str = "namespan.guard.status";
 /// A runtime does not tell of its containers any more (severity WARN).
 pub const EVENT_ATTRIBUTION_DEGRADED: &str = "namespan.attribution.degraded";
 /// It does again.
@@ -266,6 +272,38 @@ pub const UPROBE_UNREAD: &str = "namespan.uprobe.unread";
 pub const UPROBE_TRUNCATED: &str = "namespan.uprobe.truncated";
 /// string[], as `namespan.uprobe.null`: values of which something was replaced by `***`.
 pub const UPROBE_REDACTED: &str = "namespan.uprobe.redacted";
+
+// --- The guard ----------------------------------------------------------------------------------------------------------
+
+/// string, Dev: the policy that decided.
+pub const SECURITY_RULE_NAME: &str = "security_rule.name";
+/// string, Dev: its description.
+pub const SECURITY_RULE_DESCRIPTION: &str = "security_rule.description";
+/// string: `observe`, `kill` or `deny`; what the policy asks for.
+pub const ENFORCEMENT_ACTION: &str = "namespan.enforcement.action";
+/// string: `observed`, `killed`, `denied`, `failed`, `disarmed` or `lease_expired`; what was done.
+pub const ENFORCEMENT_RESULT: &str = "namespan.enforcement.result";
+/// string: which of the policy's rules holds: `match[0]`.
+pub const ENFORCEMENT_RULE: &str = "namespan.enforcement.rule";
+/// string: `observe` or `enforce`; as the settings have it.
+pub const ENFORCEMENT_MODE: &str = "namespan.enforcement.mode";
+/// string: `sched_process_exec` or `bprm_check_security`; where in the kernel it was decided.
+pub const ENFORCEMENT_HOOK: &str = "namespan.enforcement.hook";
+/// string[]: all policies that fired, where there were several.
+pub const ENFORCEMENT_FIRED: &str = "namespan.enforcement.policies";
+/// string: `image`, `changed`, `mounted`, `memfd`, `deleted` or `unknown`; where the executable comes from.
+pub const EXECUTABLE_ORIGIN: &str = "namespan.process.executable.origin";
+/// string: path of the parent's executable.
+pub const PARENT_EXECUTABLE_PATH: &str = "namespan.process.parent.executable.path";
+/// string: `observing`, `enforcing`, `ended`, `taken_over`, `disarmed`, `disarmed_full`, `lease_expired`, `containers_full` or
+/// `runtimes_silent`.
+pub const GUARD_STATUS: &str = "namespan.guard.status";
+/// int: policies in force.
+pub const GUARD_POLICIES: &str = "namespan.guard.policies";
+/// string: by what programs are refused where a policy denies: `lsm`, or `kill` where the kernel takes no LSM programs.
+pub const GUARD_DENY: &str = "namespan.guard.deny";
+/// int: execs that a guard which was taken over has decided since it began, told of or not.
+pub const GUARD_DECIDED: &str = "namespan.guard.decided";
 
 // --- Spans --------------------------------------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ use std::hash::Hasher as _;
 use siphasher::sip128::{Hasher128 as _, SipHasher24};
 
 use crate::event::{Event, Kind};
+use crate::guard::decision::{Decision, Hook};
 use crate::uprobe::hit::{self, Hit};
 
 /// Crockford's Base32 in lower case: no letters that look like others.
@@ -86,6 +87,21 @@ impl Uids {
         hasher.write(&process.tid.to_le_bytes());
         hasher.write(&process.time_boot_ns.to_le_bytes());
         hasher.write(&hit.place.0.to_le_bytes());
+        Uid::of(hasher.finish128().as_u128())
+    }
+
+    /// Of the thread that executes, or would, of when that was, and of where it was decided.
+    #[must_use]
+    pub fn of_decision(&self, decision: &Decision<'_>) -> Uid {
+        let process = &decision.process;
+        let mut hasher = self.hasher(match decision.hook {
+            Hook::Exec => b'k',
+            Hook::Check => b'd',
+        });
+        hasher.write(&process.tgid.to_le_bytes());
+        hasher.write(&process.start_boot_ns.to_le_bytes());
+        hasher.write(&process.tid.to_le_bytes());
+        hasher.write(&process.time_boot_ns.to_le_bytes());
         Uid::of(hasher.finish128().as_u128())
     }
 

@@ -10,10 +10,11 @@ use tokio::sync::oneshot;
 use tokio::task::{JoinError, spawn_blocking};
 use tokio::time::sleep;
 
-use super::handover::Handover;
+use super::guarding::{self, Guarding, GuardingError};
+use super::handover::{Handover, Relief as GuardRelief};
 use super::lane::{self, Prepared};
 use super::selects::Selects;
-use super::uprobing::{Loaded, UprobingError};
+use super::uprobing::{self, UprobingError};
 use super::work::Traced;
 use super::{Pipeline, PipelineError, REST, TURN, WATCHING};
 use crate::attach::refusal::{chain, refusal};
@@ -45,15 +46,17 @@ pub enum ReloadError {
     Ring(#[source] std::io::Error),
     #[error(transparent)]
     Uprobes(#[from] UprobingError),
+    #[error(transparent)]
+    Guard(#[from] GuardingError),
     #[error("{}", chain(.0))]
     Destination(#[from] PipelineError),
 }
 
 /// Programs with other settings, attached but idle.
-struct Relief {
+struct Relief<R> {
     probes: Probes,
     attached: Attached,
-    ring: RingBuf<MapData>,
+    ring: R,
     unwanted: Option<Unwanted>,
 }
 
@@ -63,6 +66,7 @@ struct Plans {
     probes: Option<Probes>,
     /// The uprobes' programs are to be loaded too: there were none before.
     uprobes: bool,
+    guard: NewGuard<Box<Config>>,
     logs: lane::Plan,
     spans: lane::Plan,
     /// Of our own metrics; `None`: they go where they went.
@@ -72,12 +76,22 @@ struct Plans {
 /// Loaded and opened, and not at work yet.
 struct Opened {
     /// `None`: the programs at work stay.
-    relief: Option<Relief>,
+    relief: Option<Relief<RingBuf<MapData>>>,
     /// `None`: there are no uprobes, or there were some before.
-    uprobes: Option<Loaded>,
+    uprobes: Option<uprobing::Loaded>,
+    guard: NewGuard<guarding::Loaded>,
     logs: Prepared,
     spans: Prepared,
     metrics: Option<telemetry::Prepared>,
+}
+
+/// What becomes of the guard.
+enum NewGuard<T> {
+    AsBefore,
+    /// There are no policies any more.
+    Nobody,
+    /// This one, made of what is there now.
+    Other(T),
 }
 
 /// What is to be taken up.
@@ -123,21 +137,34 @@ impl Reloading {
 impl Plans {
     /// On a thread that may wait for disks.
     async fn open(self) -> Result<Opened, ReloadError> {
-        let Self { probes, uprobes, logs, spans, metrics } = self;
+        let Self { probes, uprobes, guard, logs, spans, metrics } = self;
         let open = move || {
             let (logs, spans) = (logs.open()?, spans.open()?);
             let metrics = metrics.map(telemetry::Plan::open).transpose().map_err(PipelineError::from)?;
             let relief = probes.map(load).transpose()?;
-            let uprobes = if uprobes { Some(Loaded::load()?) } else { None };
-            Ok(Opened { relief, uprobes, logs, spans, metrics })
+            let uprobes = if uprobes { Some(uprobing::Loaded::load()?) } else { None };
+            let guard = match guard {
+                NewGuard::AsBefore => NewGuard::AsBefore,
+                NewGuard::Nobody => NewGuard::Nobody,
+                NewGuard::Other(config) => NewGuard::Other(guarding::Loaded::load(&config)?),
+            };
+            Ok(Opened { relief, uprobes, guard, logs, spans, metrics })
         };
         spawn_blocking(open).await?
     }
 }
 
-fn load(probes: Probes) -> Result<Relief, AttachError> {
+fn load(probes: Probes) -> Result<Relief<RingBuf<MapData>>, AttachError> {
     let (attached, ring, unwanted) = attach_idle(&probes)?;
     Ok(Relief { probes, attached, ring, unwanted })
+}
+
+impl Relief<RingBuf<MapData>> {
+    /// Within a tokio runtime only.
+    fn prepare(self) -> Result<Relief<Ring>, ReloadError> {
+        let Self { probes, attached, ring, unwanted } = self;
+        Ok(Relief { probes, attached, ring: Ring::new(ring).map_err(ReloadError::Ring)?, unwanted })
+    }
 }
 
 impl Pipeline {
@@ -153,6 +180,7 @@ impl Pipeline {
                     Ok(Plans {
                         probes: probes.loads_other_than(&self.probes).then_some(probes),
                         uprobes: self.uprobing.is_none() && !config.uprobes.is_empty(),
+                        guard: self.new_guard(&config),
                         logs: self.work.logs.plan(&config),
                         spans: self.work.spans.lane.plan(&config),
                         metrics: self.telemetry.as_ref().and_then(|telemetry| telemetry.plan(&config)),
@@ -165,10 +193,19 @@ impl Pipeline {
         }
     }
 
+    fn new_guard(&self, config: &Config) -> NewGuard<Box<Config>> {
+        match &self.guarding {
+            Some(guarding) if guarding.is_as(config) => NewGuard::AsBefore,
+            None if config.guard.policies.is_empty() => NewGuard::AsBefore,
+            Some(_) if config.guard.policies.is_empty() => NewGuard::Nobody,
+            Some(_) | None => NewGuard::Other(Box::new(config.clone())),
+        }
+    }
+
     /// Takes up the settings, and says how that went.
     pub(super) async fn reload(&mut self, Ready { config, done, opened }: Ready) {
         let taken_up = match opened {
-            Ok(opened) => self.take_up(&config, opened).await,
+            Ok(opened) => Box::pin(self.take_up(&config, opened)).await,
             Err(error) => Err(error),
         };
         self.reloaded(taken_up.is_ok());
@@ -185,9 +222,12 @@ impl Pipeline {
 
     /// Everything that may fail comes first.
     async fn take_up(&mut self, config: &Config, opened: Opened) -> Result<(), ReloadError> {
-        let Opened { relief, uprobes, logs, spans, metrics } = opened;
+        let Opened { relief, uprobes, guard, logs, spans, metrics } = opened;
         // If the next step fails, they end with it.
-        let probing = uprobes.map(Loaded::prepare).transpose()?;
+        let probing = uprobes.map(uprobing::Loaded::prepare).transpose()?;
+        let relief = relief.map(Relief::prepare).transpose()?;
+        // A guard has more that may fail than the programs that are prepared.
+        self.change_guard(guard).await?;
         if let Some(relief) = relief {
             self.relieve(relief).await?;
         }
@@ -220,9 +260,8 @@ impl Pipeline {
     }
 
     /// The programs at work end, and the others begin where they end.
-    async fn relieve(&mut self, relief: Relief) -> Result<(), ReloadError> {
+    async fn relieve(&mut self, relief: Relief<Ring>) -> Result<(), ReloadError> {
         let Relief { probes, mut attached, ring, unwanted } = relief;
-        let ring = Ring::new(ring).map_err(ReloadError::Ring)?;
         let at_boot_ns = attached.take_over(&mut self.attached)?;
         self.work.handover = Some(Handover::at(at_boot_ns));
         sleep(Duration::from_nanos(at_boot_ns.saturating_sub(boot_ns()))).await;
@@ -241,6 +280,38 @@ impl Pipeline {
         }
         self.work.selects = unwanted.map(|unwanted| Selects::new(probes.filters.clone(), unwanted));
         self.probes = probes;
+        Ok(())
+    }
+
+    /// The guard at work ends, and the other begins where it ends.
+    async fn change_guard(&mut self, guard: NewGuard<guarding::Loaded>) -> Result<(), ReloadError> {
+        let new = match guard {
+            NewGuard::AsBefore => return Ok(()),
+            NewGuard::Nobody => None,
+            NewGuard::Other(loaded) => {
+                if loaded.needs_containers() {
+                    self.meet_runtimes().await;
+                }
+                let Some(old) = &mut self.guarding else { return Ok(self.guard(loaded)?) };
+                let (new, at_boot_ns) = Guarding::relieve(loaded, old, self.work.containers()).await?;
+                self.work.relief = Some(GuardRelief::at(at_boot_ns));
+                Some(new)
+            }
+        };
+        if let (Some(old), None) = (&mut self.guarding, &new) {
+            old.end_for_good();
+        }
+        // By the policies that it was decided by.
+        self.read_rest(REST).await;
+        if let Some(old) = self.guarding.take() {
+            self.guarded += &old.totals();
+        }
+        if let Some(relief) = &mut self.work.relief {
+            relief.over();
+        }
+        self.work.alarms.rearm(new.as_ref().map(Guarding::policies));
+        self.work.note_guarding(new.as_ref().map(Guarding::status));
+        self.guarding = new;
         Ok(())
     }
 }

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use super::guarding;
+use crate::model::guard::RESULTS;
 use crate::queue::Snapshot;
 use crate::uprobe::follow::Totals;
 
@@ -15,6 +17,16 @@ pub struct Summary {
     pub spans: Option<Fate>,
     /// `None`: there are no uprobes.
     pub hits: Option<Hits>,
+    /// `None`: there is no guard.
+    pub guard: Option<Decided>,
+}
+
+/// What became of the guard's decisions. Those that are told are among the events, too.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Decided {
+    /// Read from the ring, and told as events.
+    pub told: u64,
+    pub totals: guarding::Totals,
 }
 
 /// What became of the hits of all uprobes. Those that are told are among the events, too.
@@ -59,6 +71,9 @@ impl fmt::Display for Summary {
         if let Some(hits) = &self.hits {
             write!(f, "; hits {hits}")?;
         }
+        if let Some(guard) = &self.guard {
+            write!(f, "; guard {guard}")?;
+        }
         Ok(())
     }
 }
@@ -77,6 +92,24 @@ impl fmt::Display for Hits {
             lose(&mut dropped, reason, lost);
         }
         lose(&mut dropped, "unread", self.totals.of("delivered").saturating_sub(self.told));
+        losses(f, &dropped)
+    }
+}
+
+impl fmt::Display for Decided {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}, told {}", self.totals.decided, self.told)?;
+        for (_, result) in RESULTS {
+            let count = self.totals.of(result);
+            if count > 0 {
+                write!(f, ", {result} {count}")?;
+            }
+        }
+        let mut dropped = BTreeMap::new();
+        for (reason, lost) in self.totals.losses() {
+            lose(&mut dropped, reason, lost);
+        }
+        lose(&mut dropped, "unread", self.totals.told.saturating_sub(self.told));
         losses(f, &dropped)
     }
 }
@@ -141,7 +174,7 @@ mod tests {
     fn the_summary_names_every_reason() {
         let shipped = vec![("main".to_owned(), exported(7))];
         let events = Fate { seen: 10, shipped, ..Fate::default() };
-        let mut summary = Summary { events, spans: None, hits: None };
+        let mut summary = Summary { events, spans: None, hits: None, guard: None };
         assert_eq!(summary.to_string(), "seen 10, exported 7, rejected 0, dropped 0");
         summary.events.shipped[0].1.dropped.insert(Reason::QueueFull, 2);
         summary.events.lose("ring_full", 1);
@@ -151,7 +184,12 @@ mod tests {
         let shipped = vec![("main".to_owned(), exported(4))];
         summary.spans = Some(Fate { seen: 4, shipped, printed: Some(4), ..Fate::default() });
         assert_eq!(summary.to_string(), format!("{events}; spans 4, exported 4, rejected 0, printed 4, dropped 0"));
-        summary = Summary { events: Fate { seen: 4, printed: Some(4), ..Fate::default() }, spans: None, hits: None };
+        summary = Summary {
+            events: Fate { seen: 4, printed: Some(4), ..Fate::default() },
+            spans: None,
+            hits: None,
+            guard: None,
+        };
         assert_eq!(summary.to_string(), "seen 4, printed 4, dropped 0");
     }
 
@@ -159,7 +197,8 @@ mod tests {
     fn a_spool_has_what_it_found_and_what_it_keeps() {
         let mut shipped = vec![("main".to_owned(), exported(7))];
         shipped[0].1.spool = Some(Spooled { records: 3, ..Spooled::default() });
-        let mut summary = Summary { events: Fate { seen: 10, shipped, ..Fate::default() }, spans: None, hits: None };
+        let mut summary =
+            Summary { events: Fate { seen: 10, shipped, ..Fate::default() }, spans: None, hits: None, guard: None };
         assert_eq!(summary.to_string(), "seen 10, exported 7, rejected 0, spooled 3, dropped 0");
         summary.events.shipped[0].1.spool = Some(Spooled { recovered: 2, records: 5, ..Spooled::default() });
         assert_eq!(summary.to_string(), "seen 10, recovered 2, exported 7, rejected 0, spooled 5, dropped 0");
@@ -173,6 +212,6 @@ mod tests {
         events.lose("ring_full", 1);
         let text = "seen 10, dropped 1 (ring_full 1); to main, exported 9, rejected 0, dropped 0; to vendor, exported \
                     5, rejected 0, dropped 4 (retry_expired 4)";
-        assert_eq!(Summary { events, spans: None, hits: None }.to_string(), text);
+        assert_eq!(Summary { events, spans: None, hits: None, guard: None }.to_string(), text);
     }
 }

@@ -9,12 +9,15 @@ use std::time::{Duration, Instant};
 
 use namespan_ebpf::wire::{Counter, flag};
 
-use super::handover::Handover;
+mod decided;
+
+use super::guarding;
+use super::handover::{Handover, Relief};
 use super::lane::Lane;
 use super::losses::{self, Early, Look, Losses};
 use super::resources::Resources;
 use super::selects::Selects;
-use super::summary::{Fate, Hits, Summary};
+use super::summary::{Decided, Fate, Hits, Summary};
 use super::uprobing::Prober;
 use crate::attach::Counted;
 use crate::clock::{Clock, boot_ns};
@@ -22,8 +25,10 @@ use crate::config::{Arguments, Config, Probes, RootSampler, Sampler, Signal};
 use crate::console::{Console, Trees};
 use crate::decode;
 use crate::enrich::runtime::Update;
-use crate::enrich::{Attribution, Change, Changed, Enricher, Stand, Survey, Verdict};
+use crate::enrich::{Attribution, Change, Changed, Enricher, KnownContainer, Stand, Survey, Verdict};
 use crate::event::{Event, Exec, Exit, Kind, ProcessId};
+use crate::guard::compile::Compiled;
+use crate::model::guard;
 use crate::model::log::{self, Context};
 use crate::model::note::{self, Value};
 use crate::model::semconv;
@@ -36,6 +41,7 @@ use crate::telemetry::{Condition, Reloads, Status, name_of};
 use crate::trace::ids::Ids;
 use crate::uprobe::follow::{Sighting, Totals};
 use crate::uprobe::place::Places;
+use decided::Alarms;
 
 /// How long a process is remembered after its exit, beyond the time for which its children's records may wait: its exit may
 /// be read before the exec of a child that ran at the same moment on another CPU.
@@ -93,6 +99,23 @@ pub(super) struct Work {
     pub(super) hits: u64,
     /// Nothing but hits is told.
     only_probes: bool,
+    guard_encoder: guard::Encoder,
+    /// What the guard did that is to be said aloud.
+    pub(super) alarms: Alarms,
+    /// Other policies have taken over just now.
+    pub(super) relief: Option<Relief>,
+    /// Decisions that two guards have counted, of which one was told.
+    pub(super) twice: guarding::Totals,
+    /// Decisions of the guard that were told.
+    decisions: u64,
+}
+
+/// What a runtime has told of.
+pub(super) enum Learned {
+    Nothing,
+    Known(KnownContainer),
+    /// The processes of the container of this key have ended.
+    Gone(String),
 }
 
 /// Whether anybody takes spans, and whether any record has ids of spans.
@@ -133,6 +156,15 @@ impl Spans {
     }
 }
 
+/// What is counted beside the straight line.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Beside<'a> {
+    /// `None`: there are no uprobes.
+    pub(super) hits: Option<&'a Totals>,
+    /// `None`: there is no guard.
+    pub(super) guard: Option<&'a guarding::Totals>,
+}
+
 /// Records whose container has no name yet, as they were read.
 struct Waiting {
     records: VecDeque<Waits>,
@@ -147,6 +179,8 @@ struct Waits {
     observed_unix_ns: u64,
     stand: Stand,
     record: Box<[u8]>,
+    /// Of what the guard decided: by these policies.
+    policies: Option<Arc<Compiled>>,
 }
 
 impl Waiting {
@@ -222,6 +256,11 @@ impl Work {
             probe_encoder: uprobe::Encoder::new(config.arguments, config.limits),
             hits: 0,
             only_probes: config.uprobes_only,
+            guard_encoder: guard::Encoder::new(config.arguments, config.limits),
+            alarms: Alarms::default(),
+            relief: None,
+            twice: guarding::Totals::default(),
+            decisions: 0,
         })
     }
 
@@ -230,6 +269,7 @@ impl Work {
         self.encoder.arguments(arguments);
         self.spans.encoder.arguments(arguments);
         self.probe_encoder.arguments(arguments);
+        self.guard_encoder.arguments(arguments);
     }
 
     /// Nobody takes anything of what is seen any more.
@@ -244,6 +284,9 @@ impl Work {
         self.now_unix_ns = self.clock.unix_ns(self.now_boot_ns);
         if self.handover.as_ref().is_some_and(|handover| handover.is_past(self.now_boot_ns)) {
             self.handover = None;
+        }
+        if self.relief.as_ref().is_some_and(|relief| relief.is_past(self.now_boot_ns)) {
+            self.relief = None;
         }
         // Before what is read now, which their containers' later records are among.
         if self.waiting.until.is_some_and(|until| until <= self.now) {
@@ -275,7 +318,9 @@ impl Work {
         match self.enricher.attribute(&stand, self.now) {
             Verdict::Ready(attribution) => self.select(&event, &stand, &attribution, self.now_unix_ns),
             Verdict::Wait { until } if self.waiting.has_room(record.len(), &stand) => {
-                self.waiting.push(Waits { observed_unix_ns: self.now_unix_ns, stand, record: record.into() }, until);
+                let observed_unix_ns = self.now_unix_ns;
+                let waits = Waits { observed_unix_ns, stand, record: record.into(), policies: None };
+                self.waiting.push(waits, until);
             }
             Verdict::Wait { .. } => {
                 // No room: all go, so that none overtakes another. Whoever may be nobody's does not push out the others.
@@ -296,22 +341,38 @@ impl Work {
         self.undecodable += 1;
     }
 
-    /// What the runtime told; records that waited for it go on.
-    pub(super) fn learn(&mut self, source: usize, update: Update) {
+    /// What the runtime told; records that waited for it go on. What it told of, as it is known now.
+    pub(super) fn learn(&mut self, source: usize, update: Update) -> Learned {
+        let gone = if let Update::Gone { key } = &update { Some(key.clone()) } else { None };
         self.now = Instant::now();
         let applied = self.enricher.apply(source, update, self.now);
         if let Some(change) = applied.change {
             self.say(&change);
         }
+        let mut learned = gone.map_or(Learned::Nothing, Learned::Gone);
         if let Some(key) = applied.described {
-            if let (Some(prober), Some(container)) = (&mut self.prober, self.enricher.container(&key)) {
-                prober.described(container, self.enricher.first_of(&key));
+            if let Some(known) = self.enricher.container(&key) {
+                if let Some(prober) = &mut self.prober {
+                    prober.described(Arc::clone(&known.container), self.enricher.first_of(&key));
+                }
+                learned = Learned::Known(known);
             }
             if let Some(selects) = &mut self.selects {
                 selects.think_again(&key, applied.homes);
             }
         }
         self.release(self.now, false);
+        learned
+    }
+
+    /// All containers that are known now.
+    pub(super) fn containers(&self) -> impl Iterator<Item = KnownContainer> {
+        self.enricher.all_containers()
+    }
+
+    /// Runtimes of which nothing was heard yet.
+    pub(super) fn silent(&self) -> impl Iterator<Item = &'static str> {
+        self.enricher.silent()
     }
 
     /// A runtime tells of its containers, or no longer.
@@ -366,7 +427,8 @@ impl Work {
     }
 
     /// Tells what was lost since the last look, as far as it is time; all of it, if there is no other look.
-    pub(super) fn tell_losses(&mut self, counted: &Counted, hits: Option<&Totals>, is_last: bool) {
+    pub(super) fn tell_losses(&mut self, counted: &Counted, beside: Beside<'_>, is_last: bool) {
+        let Beside { hits, guard } = beside;
         if !self.logs.is_wanted(&self.console) {
             return;
         }
@@ -383,12 +445,14 @@ impl Work {
         let unread = if is_last { delivered.saturating_sub(self.hits) } else { 0 };
         let hits = hits.into_iter().flat_map(Totals::losses).chain([("unread", unread)]);
         let hits = hits.map(|(reason, lost)| Early { stage: "uprobe", reason, signal: Some(Signal::Logs), lost });
+        let guard = guard.into_iter().flat_map(guarding::Totals::losses);
+        let guard = guard.map(|(reason, lost)| Early { stage: "guard", reason, signal: Some(Signal::Logs), lost });
         let lanes = [(Signal::Logs, &self.logs), (Signal::Traces, &self.spans.lane)];
         let late = lanes.into_iter().flat_map(|(signal, lane)| {
             lane.counters().map(move |(destination, counters)| (destination, signal, counters))
         });
         let late: Vec<_> = late.collect();
-        let lost = self.losses.look(look, losses::of_kernel(counted).chain(early).chain(hits), &late);
+        let lost = self.losses.look(look, losses::of_kernel(counted).chain(early).chain(hits).chain(guard), &late);
         for loss in &lost {
             let attributes = [
                 (semconv::LOST_STAGE, Value::Text(loss.stage)),
@@ -440,6 +504,10 @@ impl Work {
         self.waiting.bytes = 0;
         self.waiting.until = None;
         for mut waits in waiting {
+            if waits.policies.is_some() {
+                self.release_decision(waits, now, all);
+                continue;
+            }
             // It was an event when it came.
             let Ok(event) = decode::event(&waits.record) else { continue };
             if waits.stand.is_open() {
@@ -547,7 +615,7 @@ impl Work {
 
     /// The end of it all: what waits goes, and what runs is left running. `counted`: what the kernel side has counted, if that
     /// is known.
-    pub(super) fn finish(&mut self, counted: Option<&Counted>, hits: Option<&Totals>) {
+    pub(super) fn finish(&mut self, counted: Option<&Counted>, beside: Beside<'_>) {
         self.begin();
         self.release(self.now, true);
         self.unfinished(|processes, now_boot_ns, tell| processes.finish(now_boot_ns, tell));
@@ -555,7 +623,7 @@ impl Work {
             trees.finish(&mut self.console);
         }
         if let Some(counted) = counted {
-            self.tell_losses(counted, hits, true);
+            self.tell_losses(counted, beside, true);
         }
         self.close();
     }
@@ -579,7 +647,7 @@ impl Work {
         });
     }
 
-    pub(super) fn status(&self, counted: Counted, hits: Option<&Totals>) -> Status {
+    pub(super) fn status(&self, counted: Counted, Beside { hits, guard }: Beside<'_>) -> Status {
         let unprinted = [Signal::Logs, Signal::Traces].iter().map(|signal| self.console.counts(*signal).1).sum();
         Status {
             counted,
@@ -593,13 +661,14 @@ impl Work {
             notes: self.notes,
             reloads: self.reloads,
             hits: hits.cloned().unwrap_or_default(),
+            guard: guard.cloned().unwrap_or_default(),
         }
     }
 
-    pub(super) fn summary(&self, counted: &Counted, hits: Option<&Totals>) -> Summary {
+    pub(super) fn summary(&self, counted: &Counted, Beside { hits, guard }: Beside<'_>) -> Summary {
         let told = counted.sum(Counter::Triggered) - counted.sum(Counter::Filtered) + counted.skipped();
         let events = if self.only_probes { 0 } else { told.saturating_sub(self.filtered) };
-        let seen = events + self.notes + self.hits;
+        let seen = events + self.notes + self.hits + self.decisions;
         let mut events = self.fate(&self.logs, Signal::Logs, seen);
         if !self.only_probes {
             for (reason, lost) in counted.losses() {
@@ -619,7 +688,8 @@ impl Work {
             self.console.is_tree().then(|| self.fate(&self.spans.lane, Signal::Traces, begun))
         };
         let hits = hits.map(|totals| Hits { told: self.hits, totals: totals.clone() });
-        Summary { events, spans, hits }
+        let guard = guard.map(|totals| Decided { told: self.decisions, totals: totals.clone() });
+        Summary { events, spans, hits, guard }
     }
 
     fn fate(&self, lane: &Lane, signal: Signal, seen: u64) -> Fate {

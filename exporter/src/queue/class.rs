@@ -6,6 +6,8 @@ use crate::model::semconv;
 /// In the order in which they are kept: of the last class the oldest batches go first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Class {
+    /// Log records of what the guard did.
+    Enforcement,
     /// Log records of what Namespan itself has to say, such as what was lost.
     Note,
     /// Log records of execs, failed ones too.
@@ -21,12 +23,13 @@ pub enum Class {
 }
 
 impl Class {
-    pub const ALL: [Self; 6] = [Self::Note, Self::Exec, Self::Exit, Self::Probe, Self::Span, Self::Call];
+    pub const ALL: [Self; 7] =
+        [Self::Enforcement, Self::Note, Self::Exec, Self::Exit, Self::Probe, Self::Span, Self::Call];
 
     #[must_use]
     pub fn signal(self) -> Signal {
         match self {
-            Self::Note | Self::Exec | Self::Exit | Self::Probe => Signal::Logs,
+            Self::Enforcement | Self::Note | Self::Exec | Self::Exit | Self::Probe => Signal::Logs,
             Self::Span | Self::Call => Signal::Traces,
         }
     }
@@ -35,6 +38,7 @@ impl Class {
     #[must_use]
     pub fn scope(self) -> &'static str {
         match self {
+            Self::Enforcement => semconv::SCOPE_GUARD,
             Self::Note | Self::Exec | Self::Exit | Self::Span => semconv::SCOPE_EXEC,
             Self::Probe | Self::Call => semconv::SCOPE_UPROBE,
         }

@@ -106,6 +106,7 @@ fn of_events(of: &Instruments<'_>) {
     of.up_down("namespan.uprobe.places", "{place}", meaning, |status, observer| {
         observer.observe(signed(status.hits.places as u64), &[]);
     });
+    of_guard(of);
     let meaning = "Log records that were made, for however many destinations";
     of.counter("otel.sdk.log.created", "{log_record}", meaning, |status, observer| {
         observer.observe(status.created[Signal::Logs as usize], &[]);
@@ -113,6 +114,33 @@ fn of_events(of: &Instruments<'_>) {
     let meaning = "Log records that were made, and that no event is behind: what Namespan has to say of itself";
     of.counter("namespan.note.created", "{log_record}", meaning, |status, observer| {
         observer.observe(status.notes, &[]);
+    });
+}
+
+fn of_guard(of: &Instruments<'_>) {
+    let meaning = "Execs that a policy fired for, by the policy that decided and what was done; of a script that is checked twice";
+    of.counter("namespan.guard.decisions", "{exec}", meaning, |status, observer| {
+        for ((policy, result), count) in &status.guard.decisions {
+            let of =
+                [(semconv::SECURITY_RULE_NAME, policy.clone()), (semconv::ENFORCEMENT_RESULT, (*result).to_owned())];
+            observer.observe(*count, &of.map(|(key, value)| KeyValue::new(key, value)));
+        }
+    });
+    let meaning = "Execs that the guard has looked at";
+    of.counter("namespan.guard.triggered", "{exec}", meaning, |status, observer| {
+        observer.observe(status.guard.triggered, &[]);
+    });
+    let meaning = "Decisions without a record, and execs without a decision, for the reason given";
+    of.counter("namespan.guard.dropped", "{exec}", meaning, |status, observer| {
+        for (reason, lost) in status.guard.losses() {
+            observer.observe(lost, &[KeyValue::new(semconv::ERROR_TYPE, reason)]);
+        }
+    });
+    let meaning = "What found no room: a container that selectors should have held for, a policy that was disarmed in a container";
+    of.counter("namespan.guard.untold", "{occurrence}", meaning, |status, observer| {
+        for (what, count) in status.guard.untold() {
+            observer.observe(count, &[KeyValue::new(semconv::OUTCOME, what)]);
+        }
     });
 }
 

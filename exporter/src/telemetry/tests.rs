@@ -13,6 +13,8 @@ use opentelemetry_proto::tonic::metrics::v1::{metric, number_data_point};
 
 use super::*;
 use crate::config::{self, Export, Metrics};
+use crate::model::guard::RESULTS;
+use crate::pipeline::GuardTotals;
 use crate::queue::{Answer, Batch, Class, Fault, Reason};
 use crate::ship::tests::collector::{self, Collector, Received, poll};
 
@@ -65,6 +67,12 @@ fn status() -> Status {
         notes: 4,
         reloads: Reloads { succeeded: 2, failed: 1 },
         hits: Totals { outcomes: vec![("delivered", 30), ("rate_limited", 9)], triggered: 39, places: 2, skipped: 0 },
+        guard: GuardTotals {
+            decisions: RESULTS.map(|(_, result)| (("no-shells".to_owned(), result), 1)).into(),
+            triggered: 9,
+            ring_full: 1,
+            ..GuardTotals::default()
+        },
     }
 }
 

@@ -46,6 +46,10 @@ extern "C" fn before_main() {
         ("exec_in_thread", [path, token]) => exec_in_thread(path, token),
         ("exec_file", [path, arguments @ ..]) => exec_file(path, arguments),
         ("exec_memfd", [path, arguments @ ..]) => exec_memfd(path, arguments),
+        ("execveat_fd", [path, arguments @ ..]) => {
+            let file = fs::File::open(path).unwrap();
+            execveat(file.as_raw_fd(), "", arguments, libc::AT_EMPTY_PATH)
+        }
         ("exec_self", [token]) => exec_self(token),
         ("exec_without_arguments", [path]) => exec_without_arguments(path),
         ("execveat", [path]) => execveat(libc::AT_FDCWD, path, &[path], 0),

@@ -91,7 +91,7 @@ fn text(record: &LogRecord, key: &str) -> String {
 }
 
 /// Status line and body.
-fn ask(address: SocketAddr, path: &str) -> String {
+pub fn ask(address: SocketAddr, path: &str) -> String {
     let mut stream = TcpStream::connect(address).unwrap();
     write!(stream, "GET {path} HTTP/1.1\r\nhost: namespan\r\n\r\n").unwrap();
     let mut answer = String::new();
@@ -129,7 +129,7 @@ fn every_loss_between_the_kernel_and_the_collector_is_told_to_the_last_record() 
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let summary = runtime.block_on(async {
         tokio::spawn(collector.clone().serve(listener));
-        let mut pipeline = Pipeline::start(&config).unwrap();
+        let mut pipeline = Box::pin(Pipeline::start(&config)).await.unwrap();
         let token = token();
         let overflowing = token.clone();
         // The collector is away: the queue overflows.

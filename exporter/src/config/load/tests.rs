@@ -214,6 +214,7 @@ fn every_setting_can_be_given_in_the_file() {
         }),
         uprobes: Vec::new(),
         uprobes_only: false,
+        guard: crate::guard::spec::Guard::default(),
         log_level: LevelFilter::DEBUG,
         notes: vec![
             "destination main: its endpoint for spans is not https, so the client certificate is not used".to_owned(),

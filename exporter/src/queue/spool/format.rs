@@ -151,6 +151,7 @@ fn code(class: Class) -> u8 {
         Class::Span => 3,
         Class::Probe => 4,
         Class::Call => 5,
+        Class::Enforcement => 6,
     }
 }
 
@@ -222,13 +223,13 @@ mod tests {
     #[test]
     fn classes_are_on_disk_as_ever() {
         let codes = Class::ALL.map(|class| (class, Record { class, ..RECORD }.encode()[48]));
-        let known = [Class::Note, Class::Exec, Class::Exit, Class::Span, Class::Probe, Class::Call];
+        let known = [Class::Note, Class::Exec, Class::Exit, Class::Span, Class::Probe, Class::Call, Class::Enforcement];
         assert!(codes.iter().all(|(class, code)| known[usize::from(*code)] == *class), "{codes:?}");
         for (class, _) in codes {
             assert_eq!(Record::decode(&Record { class, ..RECORD }.encode()).unwrap().0.class, class);
         }
         let mut unknown = RECORD.encode();
-        unknown[48] = 6;
+        unknown[48] = 7;
         let crc = crc32fast::hash(&unknown[8..60]);
         unknown[4..8].copy_from_slice(&crc.to_le_bytes());
         assert!(Record::decode(&unknown).is_none());

@@ -269,6 +269,7 @@ pub(super) fn parse(name: &str) -> Option<(Class, u64)> {
 
 fn word(class: Class) -> &'static str {
     match class {
+        Class::Enforcement => "enforcement",
         Class::Note => "note",
         Class::Exec => "exec",
         Class::Exit => "exit",

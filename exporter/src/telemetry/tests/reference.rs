@@ -35,7 +35,7 @@ all of them are what the counters have lost.
 
 | attribute | what |
 |---|---|
-| `namespan.lost.stage` | `kernel`, `decode` (read from the ring, or not, and not understood), `processes` (spans whose process was forgotten), `queue`, `spool` or `collector` |
+| `namespan.lost.stage` | `kernel`, `guard` (decisions without a record, execs without a decision), `uprobe`, `decode` (read from the ring, or not, and not understood), `processes` (spans whose process was forgotten), `queue`, `spool` or `collector` |
 | `namespan.reason` | as in `namespan.kernel.events` and `otel.sdk.exporter.*.exported` |
 | `namespan.lost.count` | events before the queue, log records or spans from there on |
 | `namespan.lost.start`, `.end` | ISO 8601: it was lost after the one and before the other, within a second; not when it happened |
@@ -57,6 +57,8 @@ Names without `namespan.` are those of the OpenTelemetry semantic conventions. W
   `delivered`, `filtered`, and the reasons why an event was lost;
 - behind it: `delivered` = `otel.sdk.log.created` - `namespan.note.created` + `namespan.events.filtered` +
   `namespan.events.waiting` + `namespan.events.dropped` with `undecodable`, where log records are wanted;
+- of the guard, where it runs: `namespan.guard.decisions` = its records, which are in `otel.sdk.log.created` too, and
+  `namespan.guard.dropped` with `ring_full`;
 - of every destination: `namespan.export.accepted` = `otel.sdk.log.created`, of spans `namespan.span.created`;
 - for each destination and signal: `namespan.export.accepted` + `namespan.spool.recovered` = `otel.sdk.exporter.*.exported` (without `error.type`: delivered;
   with it: rejected, or dropped for that reason) + `otel.sdk.processor.*.queue.size` + `otel.sdk.exporter.*.inflight` +
@@ -65,7 +67,8 @@ Names without `namespan.` are those of the OpenTelemetry semantic conventions. W
 ";
 
 /// What has more values than the page can list.
-const OPEN: [(&str, &str); 6] = [
+const OPEN: [(&str, &str); 7] = [
+    (semconv::SECURITY_RULE_NAME, "name of a policy"),
     (semconv::DESTINATION, "name of a destination"),
     (semconv::OTEL_COMPONENT_NAME, "the type and a number"),
     (semconv::SERVER_ADDRESS, "host of the endpoint, or its socket"),
