@@ -52,7 +52,7 @@ integration: build
 	    --test containerd_runtime --test files_runtime --test host --test argv --test docker --test collector \
 	    --test reload --test spool --test docker_first --test containerd --test podman --test runtimes --test hostile --test filters \
 	    --test spans --test spans_bounds --test spans_context --test spans_run --test spans_docker \
-	    --test uprobes --test uprobes_change --test uprobes_many -- --test-threads=1
+	    --test uprobes --test uprobes_change --test uprobes_many --test guard -- --test-threads=1
 
 # docker-compose.yml, with stand-ins for images that cannot be pulled.
 compose-test: build

@@ -48,6 +48,34 @@ pub struct Summary {
     pub spans: Option<SpanSummary>,
     /// `None`: there are no uprobes.
     pub hits: Option<HitSummary>,
+    /// `None`: there is no guard.
+    pub guard: Option<GuardSummary>,
+}
+
+/// What became of the guard's decisions.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct GuardSummary {
+    pub decided: u64,
+    pub told: u64,
+    pub observed: u64,
+    pub killed: u64,
+    pub disarmed: u64,
+    pub dropped: u64,
+}
+
+impl GuardSummary {
+    fn parse(text: &str) -> Option<Self> {
+        let text = &format!("decided {text}");
+        let of = |name| count(text, name);
+        Some(Self {
+            decided: of("decided")?,
+            told: of("told")?,
+            observed: of("observed").unwrap_or_default(),
+            killed: of("killed").unwrap_or_default(),
+            disarmed: of("disarmed").unwrap_or_default(),
+            dropped: of("dropped")?,
+        })
+    }
 }
 
 /// What became of the hits of uprobes.
@@ -220,6 +248,10 @@ impl Summary {
     /// parts may be missing.
     #[must_use]
     pub fn parse(line: &str) -> Option<Self> {
+        let (line, guard) = match line.split_once("; guard ") {
+            Some((line, guard)) => (line, Some(GuardSummary::parse(guard)?)),
+            None => (line, None),
+        };
         let (line, hits) = match line.split_once("; hits ") {
             Some((line, hits)) => (line, Some(HitSummary::parse(hits)?)),
             None => (line, None),
@@ -251,6 +283,7 @@ impl Summary {
             reasons: reasons(events)?,
             spans,
             hits,
+            guard,
         })
     }
 

@@ -118,6 +118,8 @@ fn environment(built: &Built, filter: Option<&str>) -> String {
         ("NAMESPAN_BIN", built.namespan.to_str().unwrap()),
         ("NAMESPAN_KERNEL_TEST_PROGRAMS", "/tests"),
         ("NAMESPAN_REQUIRE_ALL", "1"),
+        // Every machine is booted with BPF among its security modules.
+        ("NAMESPAN_REQUIRE_LSM", "1"),
         ("NAMESPAN_TEST_SLOWNESS", &SLOWNESS.to_string()),
         ("TEST_FILTER", filter.unwrap_or("")),
         ("TEST_TIMEOUT", &TIMEOUT_SECONDS.to_string()),

@@ -17,7 +17,7 @@ enum Evidence {
     Figure(&'static str),
 }
 
-const CAPABILITIES: [(&str, Evidence); 13] = [
+const CAPABILITIES: [(&str, Evidence); 14] = [
     ("exec: path, arguments", Evidence::Tests(&["argv::", "paths::"])),
     ("exec that failed", Evidence::Tests(&["failed::"])),
     ("exit: code, signal", Evidence::Tests(&["exits::"])),
@@ -39,8 +39,9 @@ const CAPABILITIES: [(&str, Evidence); 13] = [
     ("filters in the kernel", Evidence::Tests(&["filters::"])),
     ("uprobes", Evidence::Tests(&["uprobes::"])),
     ("losses counted", Evidence::Tests(&["losses::", "load::what_", "load::of_"])),
-    ("kill at exec", Evidence::Check("kill")),
-    ("deny an exec (LSM)", Evidence::Check("deny")),
+    ("kill at exec", Evidence::Check("guard_kill")),
+    ("deny an exec (LSM)", Evidence::Tests(&["guard::guard_deny", "guard::guard_denies_"])),
+    ("guard", Evidence::Tests(&["guard::"])),
     (LOAD, Evidence::Figure("load")),
 ];
 const LOAD: &str = "load and attach, emulated";
