@@ -24,14 +24,22 @@ trap 'rm -rf "$work"' EXIT
 dpkg-deb --extract "$package" "$work/tree"
 program=$work/tree/usr/bin/namespan
 "$program" --version >/dev/null || fail "the program does not run"
-mapfile -t subcommands < <("$program" --help | awk '/^Commands:/ { on = 1; next } /^$/ { on = 0 } on && /^  [a-z]/ { print $1 }')
-[ ${#subcommands[@]} -ge 6 ] || fail "--help lists ${#subcommands[@]} subcommands"
-expected=(./etc/namespan/namespan.yaml ./usr/bin/namespan ./usr/share/man/man1/namespan.1.gz
+expected=(./etc/namespan/namespan.yaml ./usr/bin/namespan
     ./usr/share/bash-completion/completions/namespan ./usr/share/zsh/vendor-completions/_namespan
     ./usr/share/fish/vendor_completions.d/namespan.fish)
-for subcommand in "${subcommands[@]}"; do
-    [ "$subcommand" = help ] || expected+=("./usr/share/man/man1/namespan-$subcommand.1.gz")
-done
+# A page for the command that these words are, and for each of its subcommands.
+pages() {
+    local subcommand subcommands name=namespan
+    for subcommand; do name+=-$subcommand; done
+    expected+=("./usr/share/man/man1/$name.1.gz")
+    subcommands=$("$program" "$@" --help | awk '/^Commands:/ { on = 1; next } /^$/ { on = 0 } on && /^  [a-z]/ { print $1 }')
+    for subcommand in $subcommands; do
+        [ "$subcommand" = help ] || pages "$@" "$subcommand"
+    done
+}
+before=${#expected[@]}
+pages
+[ $((${#expected[@]} - before)) -ge 7 ] || fail "--help lists few subcommands"
 unit=$(cd "$work/tree" && find . -name namespan.service)
 expected+=("${unit:-no unit}")
 found=$(cd "$work/tree" && find . -type f -not -path './usr/share/doc/*' | LC_ALL=C sort)
