@@ -12,7 +12,7 @@ use namespan::guard::decision;
 use namespan::guard::spec::{Action, Containers, Mode, Policy, Scope};
 use namespan::model::guard;
 use namespan::model::log::{Context, Encoder};
-use namespan::model::uid::Uids;
+use namespan::model::uid::{Uid, Uids};
 use namespan::model::uprobe::{self, Told};
 use namespan::trace::{SpanContext, SpanId, TraceId};
 use namespan::uprobe::hit;
@@ -42,22 +42,28 @@ fn golden() -> Vec<Vec<u8>> {
     records
 }
 
-/// Whether it was an event; then it has gone through everything that looks at an event's bytes.
-fn survives(record: &[u8], arguments: Arguments) -> bool {
-    let Ok(event) = decode::event(record) else { return hit_survives(record, arguments) };
-    let _container = cgroup::resolve(event.cgroup, event.cgroup_v1);
-    let context = Context {
+/// What is known beside a record.
+fn context(attribution: &Attribution, uid: Uid) -> Context<'_> {
+    Context {
         time_unix_ns: 1,
         observed_unix_ns: 2,
         creation_unix_ns: 0,
         parent_creation_unix_ns: u64::MAX,
-        attribution: &Attribution::plain(Owner::Host(None), How::None),
+        attribution,
         start_type: "fork",
-        uid: Some(Uids::of_boot([1; 16]).of_event(&event)),
+        uid: Some(uid),
         image: None,
         span: None,
         trace: None,
-    };
+    }
+}
+
+/// Whether it was an event; then it has gone through everything that looks at an event's bytes.
+fn survives(record: &[u8], arguments: Arguments) -> bool {
+    let Ok(event) = decode::event(record) else { return hit_survives(record, arguments) };
+    let _container = cgroup::resolve(event.cgroup, event.cgroup_v1);
+    let attribution = Attribution::plain(Owner::Host(None), How::None);
+    let context = context(&attribution, Uids::of_boot([1; 16]).of_event(&event));
     let mut out = Vec::new();
     Encoder::new(arguments, AttributeLimits::default()).encode(&event, &context, &mut out);
     let decoded = LogRecord::decode(out.as_slice()).unwrap();
@@ -114,18 +120,8 @@ fn decision_survives(record: &[u8], arguments: Arguments) -> bool {
         rules: Vec::new(),
         exceptions: Vec::new(),
     };
-    let context = Context {
-        time_unix_ns: 1,
-        observed_unix_ns: 2,
-        creation_unix_ns: 0,
-        parent_creation_unix_ns: u64::MAX,
-        attribution: &Attribution::plain(Owner::Host(None), How::None),
-        start_type: "fork",
-        uid: Some(Uids::of_boot([1; 16]).of_decision(&decision)),
-        image: None,
-        span: None,
-        trace: None,
-    };
+    let attribution = Attribution::plain(Owner::Host(None), How::None);
+    let context = context(&attribution, Uids::of_boot([1; 16]).of_decision(&decision));
     let told = guard::Told {
         decision: &decision,
         policy: &policy,

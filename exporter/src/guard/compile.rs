@@ -2,8 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use namespan_ebpf::guard_wire::{self as wire, GuardSettings, Mask, TextKey, action, dimension, origin};
+use namespan_ebpf::guard_wire::{self as wire, GuardSettings, Mask, TextKey, action};
 use thiserror::Error;
+use zerocopy::FromZeros as _;
 
 use super::load::Tables;
 use super::spec::{
@@ -197,27 +198,7 @@ struct Builder {
 
 impl Builder {
     fn new() -> Self {
-        const NONE: wire::Policy =
-            wire::Policy { matches: 0, exceptions: 0, budget: 0, action: 0, reserved: [0; 3], budget_window_ns: 0 };
-        let settings = GuardSettings {
-            any_text: [0; dimension::COUNT],
-            any_uid: 0,
-            interactive: [0; 2],
-            script: [0; 2],
-            origins: [0; origin::COUNT],
-            host: 0,
-            containers: 0,
-            policies: [NONE; POLICIES_MAX],
-            policy_count: 0,
-            enforces: 0,
-            args_limit: 0,
-            host_pid_ns: 0,
-            host_mnt_ns: 0,
-            self_vpid: 0,
-            self_pid_ns: 0,
-            asks: 0,
-            self_cgroup: 0,
-        };
+        let settings = GuardSettings::new_zeroed();
         Self { settings, texts: Texts::new(), uids: BTreeMap::new(), next: 0 }
     }
 

@@ -15,9 +15,10 @@ use namespan_ebpf::guard_wire::{
 };
 use namespan_ebpf::settings::Shift;
 use thiserror::Error;
-use zerocopy::IntoBytes as _;
+use zerocopy::{FromZeros as _, IntoBytes as _};
 
 use super::counters::Counts;
+use super::persist::MAPS;
 use super::place;
 use crate::attach::{AttachError, btf, mount_tracefs, raise_locked_memory, recursion_misses, refusal};
 use crate::clock::boot_ns;
@@ -126,7 +127,7 @@ pub struct Guard {
     pub(super) maps: Maps,
     /// Links that stay when this is dropped.
     pub(super) pinned: Vec<PinnedLink>,
-    /// Maps by name, to be pinned.
+    /// [Maps](MAPS) by name, to be pinned.
     pub(super) ids: Vec<(&'static str, u32)>,
     /// Since when they decide.
     from_boot_ns: u64,
@@ -306,7 +307,7 @@ impl Tables {
     /// Without any policy.
     #[must_use]
     pub fn nothing(denies: bool) -> Self {
-        Self { settings: zerocopy::FromZeros::new_zeroed(), texts: Vec::new(), uids: Vec::new(), denies }
+        Self { settings: GuardSettings::new_zeroed(), texts: Vec::new(), uids: Vec::new(), denies }
     }
 }
 
@@ -352,7 +353,7 @@ pub(super) fn counted(counters: &PerCpuArray<MapData, u64>) -> Result<Vec<u64>, 
 /// Of the maps that may be pinned.
 fn ids(ebpf: &Ebpf) -> Result<Vec<(&'static str, u32)>, GuardError> {
     let mut ids = Vec::new();
-    for name in ["GUARD_SHIFT", "GUARD_COUNTERS", "GUARD_RING"] {
+    for name in MAPS {
         let Some(Map::Array(data) | Map::PerCpuArray(data) | Map::RingBuf(data)) = ebpf.map(name) else {
             return Err(GuardError::Missing { name });
         };

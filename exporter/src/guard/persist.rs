@@ -21,7 +21,7 @@ const FOLDER: &str = "/sys/fs/bpf/namespan";
 const BPF_FS_MAGIC: u64 = 0xcafe_4a11;
 
 /// The maps that it takes to relieve programs, beside the links, which keep them at work.
-const MAPS: [&str; 3] = [SHIFT, COUNTERS, RING];
+pub(super) const MAPS: [&str; 3] = [SHIFT, COUNTERS, RING];
 const SHIFT: &str = "GUARD_SHIFT";
 const COUNTERS: &str = "GUARD_COUNTERS";
 const RING: &str = "GUARD_RING";

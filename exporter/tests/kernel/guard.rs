@@ -551,6 +551,13 @@ fn container_id() -> String {
     format!("{digits:0>64}")
 }
 
+/// The victim is killed in every container by one policy, and by another where its scope was told of.
+fn in_any_container_or_one_told_of(folder: &str) -> Vec<Asked> {
+    let path = format!("{folder}/victim");
+    let of = |not_host, not_containers| Rule { not_host, not_containers, ..Rule::of(dimension::PATH, &[&path]) };
+    vec![asked(action::KILL, &[of(true, false)]), asked(action::KILL, &[of(true, true)])]
+}
+
 /// In a mount namespace of its own, as a container's programs are.
 fn contained(cgroup: &Cgroup, path: &str, marker: &str) -> Command {
     cgroup.command(&["unshare", "-m", "/bin/busybox", "sh", "-c", "exec -a touch $1 $2", "sh", path, marker])
@@ -558,13 +565,7 @@ fn contained(cgroup: &Cgroup, path: &str, marker: &str) -> Command {
 
 #[test]
 fn guard_knows_containers_by_their_cgroups_from_the_first_exec_on() {
-    let Some(mut bench) = Bench::new(|folder| {
-        let path = format!("{folder}/victim");
-        let of = |not_host, not_containers| Rule { not_host, not_containers, ..Rule::of(dimension::PATH, &[&path]) };
-        vec![asked(action::KILL, &[of(true, false)]), asked(action::KILL, &[of(true, true)])]
-    }) else {
-        return;
-    };
+    let Some(mut bench) = Bench::new(in_any_container_or_one_told_of) else { return };
     let (victim_path, marker) = (bench.path("victim"), bench.path("marker"));
     let hierarchies = cgroup2().into_iter().chain(cgroup1().map(|(_, mount)| mount));
     for mount in hierarchies {
@@ -598,13 +599,7 @@ fn guard_knows_containers_by_their_cgroups_from_the_first_exec_on() {
 
 #[test]
 fn guard_lets_nobody_go_deeper_than_it_looks_for_a_container() {
-    let Some(mut bench) = Bench::new(|folder| {
-        let path = format!("{folder}/victim");
-        let of = |not_host, not_containers| Rule { not_host, not_containers, ..Rule::of(dimension::PATH, &[&path]) };
-        vec![asked(action::KILL, &[of(true, false)]), asked(action::KILL, &[of(true, true)])]
-    }) else {
-        return;
-    };
+    let Some(mut bench) = Bench::new(in_any_container_or_one_told_of) else { return };
     let (path, marker) = (bench.path("victim"), bench.path("marker"));
     for mount in cgroup2().into_iter().chain(cgroup1().map(|(_, mount)| mount)) {
         let id = container_id();

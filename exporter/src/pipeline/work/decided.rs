@@ -85,13 +85,7 @@ impl Work {
     pub(in crate::pipeline) fn decision(&mut self, record: &[u8], policies: &Arc<Compiled>) {
         let decision = match decision::decode(record) {
             Ok(decision) => decision,
-            Err(error) => {
-                if self.undecodable == 0 {
-                    tracing::error!(%error, "a record of the guard can't be read; such records are counted");
-                }
-                self.undecodable += 1;
-                return;
-            }
+            Err(error) => return self.unreadable("of the guard", &error),
         };
         if let Some(relief) = &mut self.relief
             && !relief.takes(&decision)
