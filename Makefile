@@ -51,6 +51,7 @@ integration: build
 	.ci/with-docker .ci/as-root $(CARGO) test --workspace --locked --test docker_runtime --test rotel \
 	    --test containerd_runtime --test files_runtime --test host --test argv --test docker --test collector \
 	    --test reload --test spool --test docker_first --test containerd --test podman --test runtimes --test hostile --test filters \
+	    --test privileges \
 	    --test spans --test spans_bounds --test spans_context --test spans_run --test spans_docker \
 	    --test uprobes --test uprobes_change --test uprobes_many --test guard -- --test-threads=1
 

@@ -71,6 +71,8 @@ pub struct Attached {
     shift: (Array<MapData, [u64; 2]>, u64),
     /// Fields that this kernel lacks and nothing fails without.
     pub missing: Vec<&'static str>,
+    /// Why failed execs, which were asked for, are not seen.
+    pub failed_execs_refused: Option<AttachError>,
     /// Runs of each program that the kernel skipped, read before it was detached.
     skipped: [u64; Program::ALL.len()],
 }
@@ -190,12 +192,7 @@ fn attach_from(
             attach_btf(&mut ebpf, program, tracepoint, &types)?;
         }
     }
-    if probes.failed_execs {
-        mount_tracefs()?;
-        for (program, tracepoint) in SYSCALL_PROBES {
-            attach_syscall(&mut ebpf, program, tracepoint)?;
-        }
-    }
+    let failed_execs_refused = if probes.failed_execs { attach_syscalls(&mut ebpf)? } else { None };
     let ring = RingBuf::try_from(take_map(&mut ebpf, "RING")?);
     let ring = ring.map_err(|source| AttachError::Map { name: "RING", source })?;
     let counters = PerCpuArray::try_from(take_map(&mut ebpf, "COUNTERS")?);
@@ -207,7 +204,27 @@ fn attach_from(
         None
     };
     let shift = (shift, from_boot_ns);
-    Ok((Attached { ebpf, counters, shift, missing: resolved.missing, skipped: [0; _] }, ring, unwanted))
+    let missing = resolved.missing;
+    Ok((Attached { ebpf, counters, shift, missing, failed_execs_refused, skipped: [0; _] }, ring, unwanted))
+}
+
+/// All programs of failed execs or none; why none. Everything else goes on without them.
+fn attach_syscalls(ebpf: &mut Ebpf) -> Result<Option<AttachError>, AttachError> {
+    let mut attach = || {
+        mount_tracefs()?;
+        SYSCALL_PROBES.into_iter().try_for_each(|(program, tracepoint)| attach_syscall(ebpf, program, tracepoint))
+    };
+    let refused = attach().err();
+    if refused.is_some() {
+        detach_syscalls(ebpf)?;
+    }
+    Ok(refused)
+}
+
+/// Returns before calls: a return whose call was not seen would be told without its path.
+fn detach_syscalls(ebpf: &mut Ebpf) -> Result<(), AttachError> {
+    let mut programs = SYSCALL_PROBES.into_iter().rev();
+    programs.try_for_each(|(program, _)| unload(program_of::<TracePoint>(ebpf, program)?.unload(), program))
 }
 
 /// In time to be seen by programs that run on another CPU.
@@ -316,11 +333,7 @@ impl Attached {
         for (program, _, _) in BTF_PROBES {
             unload(program_of::<BtfTracePoint>(&mut self.ebpf, program)?.unload(), program)?;
         }
-        // Returns before calls: a return whose call was not seen would be told without its path.
-        for (program, _) in SYSCALL_PROBES.into_iter().rev() {
-            unload(program_of::<TracePoint>(&mut self.ebpf, program)?.unload(), program)?;
-        }
-        Ok(())
+        detach_syscalls(&mut self.ebpf)
     }
 }
 

@@ -13,14 +13,18 @@ mod listen;
 mod privilege;
 pub(crate) mod report;
 mod runtime;
+mod shortfall;
 mod spool;
 
 use std::io::{self, IsTerminal as _, Write};
 
 use crate::cli;
 use crate::config::Config;
+use crate::sandbox::{Plan, is_enforced};
 use privilege::Privileges;
+pub(crate) use privilege::obstacle;
 use report::{Check, Report};
+pub(crate) use shortfall::shortfalls;
 
 /// Prints what works here, as JSON if the flags say so. `false`: something that Namespan cannot do without is missing.
 pub async fn run(flags: &cli::Check, config: &Config, out: &mut dyn Write) -> io::Result<bool> {
@@ -47,8 +51,26 @@ async fn checks(flags: &cli::Check, config: &Config) -> Vec<Check> {
     checks.extend(runtimes);
     checks.extend(collectors);
     checks.extend([spool::check(config), listen::check(config.listen)]);
-    checks.push(settings(flags, config));
+    checks.extend([sandbox(flags, config), settings(flags, config)]);
     checks
+}
+
+/// The filter of system calls is tried; nothing is given up here.
+fn sandbox(flags: &cli::Check, config: &Config) -> Check {
+    const NAME: &str = "sandbox";
+    if !config.sandbox {
+        return Check::skip(NAME, "switched off").means("all capabilities and system calls stay with Namespan");
+    }
+    let plan = match Plan::of(config, flags.config.is_some()) {
+        Ok(plan) => plan.to_string(),
+        Err(error) => format!("capabilities can't be read: {error}"),
+    };
+    match is_enforced() {
+        Ok(()) => Check::ok(NAME, format!("{plan}; dangerous system calls are refused")),
+        Err(error) => Check::warn(NAME, format!("{plan}; seccomp: {error}"))
+            .means("dangerous system calls are not refused, unless whoever starts Namespan does; all else is as ever")
+            .remedy("allow prctl(2) and seccomp(2), or boot a kernel built with CONFIG_SECCOMP_FILTER=y"),
+    }
 }
 
 /// An invalid setting has stopped us before this.
@@ -118,6 +140,7 @@ mod tests {
                 "collector",
                 "spool",
                 "listen",
+                "sandbox",
                 "config",
             ]
         );

@@ -166,6 +166,13 @@ pub struct OwnFlags {
     /// Form of that log: for people, or one JSON object a line [default: text]
     #[arg(long, value_name = "FORMAT", value_parser = ["text", "json"])]
     pub log_format: Option<String>,
+
+    /// Keep capabilities and system calls that Namespan does not need
+    ///
+    /// By default all but a few capabilities are given up at the start, and dangerous system calls are refused.
+    /// docs/privileges.md has them all.
+    #[arg(long)]
+    pub no_sandbox: bool,
 }
 
 /// Which functions.

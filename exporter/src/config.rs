@@ -62,6 +62,8 @@ pub struct Config {
     /// Nothing else is told of: neither execs nor exits.
     pub uprobes_only: bool,
     pub guard: Guard,
+    /// What will not be needed is given up at the start, as [`crate::sandbox`] has it.
+    pub sandbox: bool,
     pub log_level: LevelFilter,
     pub log_format: LogFormat,
     /// What a user should know about the settings, in whole sentences; to be logged once.
@@ -124,6 +126,7 @@ impl Default for Config {
             uprobes: Vec::new(),
             uprobes_only: false,
             guard: Guard::default(),
+            sandbox: true,
             log_level: LevelFilter::INFO,
             log_format: LogFormat::Text,
             notes: Vec::new(),

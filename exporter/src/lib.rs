@@ -6,6 +6,7 @@ pub mod cli;
 pub mod config;
 pub mod pipeline;
 pub mod reload;
+pub mod sandbox;
 
 pub mod attach;
 pub mod uprobe;

@@ -14,6 +14,7 @@ use namespan::config::{self, Config};
 use namespan::own_log;
 use namespan::pipeline::Pipeline;
 use namespan::reload::Settings;
+use namespan::sandbox;
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
@@ -34,9 +35,16 @@ fn main() -> ExitCode {
 
 fn run(flags: &Run) -> Result<ExitCode> {
     let config = Config::load(flags, &|name| std::env::var_os(name))?;
+    // Ahead of the first thread.
+    let sandbox = config.sandbox.then(|| sandbox::enter(&config, flags.config.is_some()));
     let log = own_log::to_stderr(config.log_level, config.log_format).context("starting the log")?;
     for note in &config.notes {
         tracing::info!("{note}");
+    }
+    if let Some(sandbox) = &sandbox {
+        sandbox.tell();
+    } else {
+        tracing::debug!("sandbox: switched off, nothing is given up");
     }
     let runtime = runtime()?;
     runtime.spawn(log.limit.clone().keep_telling());

@@ -23,6 +23,7 @@ use namespan_ebpf::wire::Counter;
 
 use crate::attach::refusal::refusal;
 use crate::attach::{AttachError, Attached, Counted, attach};
+use crate::check;
 use crate::config::{Config, Probes, Signal};
 use crate::console::Console;
 use crate::enrich::runtime::{Line, Update, follow};
@@ -69,6 +70,8 @@ const UPDATES: usize = 1024;
 pub enum PipelineError {
     #[error("{}; `namespan check` says what is missing and what to do", refusal(.0))]
     Attach(AttachError),
+    #[error("{obstacle}; the kernel said: {said}")]
+    Unprivileged { obstacle: String, said: String },
     #[error("the ring buffer can't be watched: {0}")]
     Ring(#[source] std::io::Error),
     #[error("the console can't be written: {0}")]
@@ -116,10 +119,10 @@ impl Pipeline {
         let spans = Lane::start(Signal::Traces, config)?;
         let traced = Traced::new(config, &console);
         let probes = traced.probes(config);
-        let (attached, ring, unwanted) = attach(&probes).map_err(PipelineError::Attach)?;
-        if !attached.missing.is_empty() {
-            tracing::warn!(fields = ?attached.missing, "this kernel lacks fields: records go without them");
-        }
+        let (attached, ring, unwanted) = attach(&probes).map_err(|error| match check::obstacle() {
+            Some(obstacle) => PipelineError::Unprivileged { obstacle, said: refusal(&error) },
+            None => PipelineError::Attach(error),
+        })?;
         let ring = Ring::new(ring).map_err(PipelineError::Ring)?;
         let (mut enricher, updates) = runtimes(config);
         // After the programs are there, so that nobody comes in between.
@@ -128,6 +131,7 @@ impl Pipeline {
         let shipped = logs.shipped().chain(spans.shipped()).collect();
         let telemetry = Telemetry::start(config, shipped)?;
         let mut work = Work::new(config, enricher, console, logs, spans, selects).map_err(PipelineError::BootId)?;
+        work.tell_shortfalls(&check::shortfalls(config, &attached));
         let uprobing = if config.uprobes.is_empty() { None } else { work.probe(config, residents) };
         let guard = if config.guard.policies.is_empty() {
             guarding::remove_pinned()?;

@@ -135,7 +135,9 @@ impl Namespan {
         Self::start(command)
     }
 
-    fn start(command: Command) -> Self {
+    /// Whatever command comes to be one; watches when it returns.
+    #[must_use]
+    pub fn start(command: Command) -> Self {
         let process = Process::start(command);
         process.wait_for_line(READY, PATIENCE);
         Self { process }

@@ -11,10 +11,15 @@ use crate::config::Config;
 
 pub(super) fn checks(config: &Config, privileges: &Privileges) -> [Check; 2] {
     raise_locked_memory();
+    uprobes(config, privileges)
+}
+
+/// What uprobes need.
+pub(super) fn uprobes(config: &Config, privileges: &Privileges) -> [Check; 2] {
     [
         Feature {
             name: "uprobes",
-            is_required: !config.uprobes.is_empty(),
+            is_required: config.uprobes_only,
             found: "bpf_get_attach_cookie, by which it is known which probe was hit",
             consequence: "no uprobes",
             remedy: "boot Linux 5.15 or later, if you need them",

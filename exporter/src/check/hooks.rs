@@ -15,6 +15,9 @@ use crate::attach::refusal::{chain, refusal};
 use crate::attach::{self, AttachError, Tried};
 use crate::config::Probes;
 
+const BTF: &str = "btf";
+/// Everything else goes on.
+const NO_FAILED_EXECS: &str = "failed execs are not seen, though `--failed` or `failed_execs: true` may ask for them";
 const RING: &str = "ring_buffer";
 const EXEC: &str = "sched_process_exec";
 const EXIT: &str = "sched_process_exit";
@@ -25,7 +28,7 @@ const TRACEFS: &str = "/sys/kernel/tracing";
 pub(super) fn checks(probes: &Probes, privileges: &Privileges) -> Vec<Check> {
     let (btf, fields) = kernel_fields();
     let tried = fields.map(|(kernel, offsets)| attach::try_hooks(probes, &kernel, &offsets));
-    let (tracefs, has_tracefs) = tracefs(probes, privileges);
+    let (tracefs, has_tracefs) = tracefs(privileges);
 
     let mut checks = vec![btf, ring(probes, privileges, tried.as_ref())];
     let tried = tried.and_then(Result::ok).unwrap_or_default();
@@ -41,10 +44,9 @@ pub(super) fn checks(probes: &Probes, privileges: &Privileges) -> Vec<Check> {
 
 /// The kernel's BTF and where it has the fields, if all that are required are there.
 fn kernel_fields() -> (Check, Option<(Vec<u8>, Offsets)>) {
-    const NAME: &str = "btf";
     const PATH: &str = "/sys/kernel/btf/vmlinux";
     let failed = |error: &BtfError, remedy: &str| {
-        Check::fail(NAME, chain(error))
+        Check::fail(BTF, chain(error))
             .means("the programs cannot find their kernel fields: nothing runs")
             .remedy(remedy)
     };
@@ -63,14 +65,50 @@ fn kernel_fields() -> (Check, Option<(Vec<u8>, Offsets)>) {
     };
     let total = FIELDS.len();
     let found = format!("{PATH}, {} of {total} kernel fields found", total - resolved.missing.len());
-    let check = if resolved.missing.is_empty() {
-        Check::ok(NAME, found)
-    } else {
-        Check::warn(NAME, found)
-            .means(resolved.missing.iter().map(|field| without(field)).collect::<Vec<_>>().join("; "))
-            .remedy("boot a kernel that has them, if you need what they feed")
-    };
+    let check = if resolved.missing.is_empty() { Check::ok(BTF, found) } else { lacking(found, &resolved.missing) };
     (check, Some((kernel, resolved.offsets)))
+}
+
+fn lacking(found: String, fields: &[&str]) -> Check {
+    Check::warn(BTF, found)
+        .means(fields.iter().map(|field| without(field)).collect::<Vec<_>>().join("; "))
+        .remedy("boot a kernel that has them, if you need what they feed")
+}
+
+/// Of programs that are attached: fields that were not found.
+pub(super) fn fields(missing: &[&str]) -> Option<Check> {
+    (!missing.is_empty()).then(|| lacking(format!("{} kernel fields not found", missing.len()), missing))
+}
+
+/// Of programs that are attached: why failed execs are not seen.
+pub(super) fn failed_execs(error: &AttachError, privileges: &Privileges) -> Check {
+    const NAME: &str = "failed_execs";
+    // That it could not be mounted says little: it may be there, and closed to us.
+    if matches!(error, AttachError::Tracefs { .. })
+        && let (check, false) = tracefs(privileges)
+    {
+        return Check { name: NAME.to_owned(), ..check };
+    }
+    let remedy = if is_not_permitted(error) {
+        "run as root, or grant CAP_DAC_READ_SEARCH, by which tracefs is read; else a security module, seccomp filter or \
+         lockdown forbids it: allow it"
+            .to_owned()
+    } else {
+        remedy(privileges, error).to_owned()
+    };
+    Check::warn(NAME, refusal(error)).means(NO_FAILED_EXECS).remedy(remedy)
+}
+
+fn remedy(privileges: &Privileges, error: &AttachError) -> &'static str {
+    if !privileges.may_load() {
+        privileges.remedy()
+    } else if is_missing(error) {
+        "boot a kernel built with CONFIG_FTRACE_SYSCALLS=y"
+    } else if is_not_permitted(error) {
+        "a security module, seccomp filter or lockdown forbids it: allow it"
+    } else {
+        "report it with the output of `check --json`"
+    }
 }
 
 /// What is left out where the kernel lacks an optional field.
@@ -134,28 +172,19 @@ fn hook(
     let (is_required, consequence) = match tracepoint {
         EXEC => (true, "no exec is seen: nothing runs"),
         EXIT => (probes.exits, "no exit is seen: only `run --no-exit` works"),
-        _ => (probes.failed_execs, "failed execs are not seen: `run --failed` does not work"),
+        _ => (false, NO_FAILED_EXECS),
     };
-    let remedy = if !privileges.may_load() {
-        privileges.remedy()
-    } else if is_missing(error) {
-        "boot a kernel built with CONFIG_FTRACE_SYSCALLS=y"
-    } else if is_not_permitted(error) {
-        "a security module, seccomp filter or lockdown forbids it: allow it"
-    } else {
-        "report it with the output of `check --json`"
-    };
-    Check::lacks(is_required, name, refusal(error)).means(consequence).remedy(remedy)
+    Check::lacks(is_required, name, refusal(error)).means(consequence).remedy(remedy(privileges, error))
 }
 
 /// The check, and whether the hooks of syscalls can be attached through it.
-fn tracefs(probes: &Probes, privileges: &Privileges) -> (Check, bool) {
+fn tracefs(privileges: &Privileges) -> (Check, bool) {
     const NAME: &str = "tracefs";
-    const MEANING: &str = "failed execs are not seen: `run --failed` does not work";
+    const MEANING: &str = NO_FAILED_EXECS;
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     if !has_file_system(&mounts, "tracefs") {
         let check = if !Path::new(TRACEFS).is_dir() {
-            Check::lacks(probes.failed_execs, NAME, format!("not mounted, and no {TRACEFS} to mount it on"))
+            Check::warn(NAME, format!("not mounted, and no {TRACEFS} to mount it on"))
                 .means(MEANING)
                 .remedy("mount -t sysfs sysfs /sys, or boot a kernel built with CONFIG_FTRACE=y")
         } else if privileges.may_mount() {
@@ -163,7 +192,7 @@ fn tracefs(probes: &Probes, privileges: &Privileges) -> (Check, bool) {
                 .means(format!("`run --failed` mounts it on {TRACEFS}; the hooks it is for are not tried here"))
                 .remedy(format!("mount -t tracefs tracefs {TRACEFS}, to have them tried"))
         } else {
-            Check::lacks(probes.failed_execs, NAME, "not mounted, and without CAP_SYS_ADMIN we cannot")
+            Check::warn(NAME, "not mounted, and without CAP_SYS_ADMIN we cannot")
                 .means(MEANING)
                 .remedy(format!("as root: mount -t tracefs tracefs {TRACEFS}"))
         };
@@ -175,14 +204,14 @@ fn tracefs(probes: &Probes, privileges: &Privileges) -> (Check, bool) {
     let is_denied =
         |seen: &io::Result<_>| seen.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied);
     if seen.iter().any(is_denied) && !seen.iter().any(Result::is_ok) {
-        let check = Check::lacks(probes.failed_execs, NAME, "mounted, but we may not look into it")
+        let check = Check::warn(NAME, "mounted, but we may not look into it")
             .means(MEANING)
             .remedy("run as root, or grant CAP_DAC_READ_SEARCH");
         return (check, false);
     }
     let check = match seen.into_iter().find_map(Result::ok) {
         Some(path) => Check::ok(NAME, format!("{} has the tracepoints of syscalls", path.display())),
-        None => Check::lacks(probes.failed_execs, NAME, "mounted, but without tracepoints of syscalls")
+        None => Check::warn(NAME, "mounted, but without tracepoints of syscalls")
             .means(MEANING)
             .remedy("boot a kernel built with CONFIG_FTRACE_SYSCALLS=y"),
     };
@@ -241,7 +270,9 @@ mod tests {
             [(EXEC, Status::Fail), (EXIT, Status::Warn), ("sys_exit_execveat", Status::Warn)]
         {
             assert_eq!(status(&fewest, tracepoint), with_fewest, "{tracepoint}");
-            assert_eq!(status(&all, tracepoint), Status::Fail, "{tracepoint}");
+            // Everything else goes on without failed execs.
+            let with_all = if tracepoint == "sys_exit_execveat" { Status::Warn } else { Status::Fail };
+            assert_eq!(status(&all, tracepoint), with_all, "{tracepoint}");
         }
     }
 }

@@ -10,8 +10,8 @@ const INITIAL_PID: u64 = 0xefff_fffc;
 const INITIAL_USER: u64 = 0xefff_fffd;
 
 const LEAVE_USER_NAMESPACE: &str = "run outside of rootless containers and `unshare --user`";
-const BECOME_PRIVILEGED: &str = "run as root, or grant it: setcap cap_bpf,cap_perfmon,cap_dac_read_search+ep \
-                                            on the binary, or --cap-add BPF,PERFMON,DAC_READ_SEARCH on its container";
+const BECOME_PRIVILEGED: &str = "run as root, or grant it: setcap cap_bpf,cap_perfmon,cap_dac_read_search,cap_sys_ptrace+ep \
+                                 on the binary, or --cap-add BPF,PERFMON,DAC_READ_SEARCH,SYS_PTRACE on its container";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Capability {
@@ -23,14 +23,24 @@ pub(super) struct Capability {
 
 const BPF: Capability = Capability { name: "CAP_BPF", bit: 39, purpose: "loads programs" };
 const PERFMON: Capability = Capability { name: "CAP_PERFMON", bit: 38, purpose: "lets them read the kernel" };
-/// Includes the two above.
+const SYS_PTRACE: Capability = Capability {
+    name: "CAP_SYS_PTRACE",
+    bit: 19,
+    purpose: "looks into /proc/PID of others, by which containers that ran before are told apart and uprobes are attached in them",
+};
+/// Includes BPF and PERFMON.
 const SYS_ADMIN: Capability =
     Capability { name: "CAP_SYS_ADMIN", bit: 21, purpose: "mounts tracefs for `run --failed`" };
-const DAC_READ_SEARCH: Capability =
-    Capability { name: "CAP_DAC_READ_SEARCH", bit: 2, purpose: "looks into tracefs for `run --failed`" };
+const DAC_READ_SEARCH: Capability = Capability {
+    name: "CAP_DAC_READ_SEARCH",
+    bit: 2,
+    purpose: "reads what runtimes keep on disk, and tracefs for `run --failed`",
+};
 const SYS_RESOURCE: Capability =
     Capability { name: "CAP_SYS_RESOURCE", bit: 24, purpose: "locks memory before Linux 5.11" };
-const USEFUL: [Capability; 5] = [BPF, PERFMON, SYS_ADMIN, DAC_READ_SEARCH, SYS_RESOURCE];
+const USEFUL: [Capability; 6] = [BPF, PERFMON, SYS_PTRACE, SYS_ADMIN, DAC_READ_SEARCH, SYS_RESOURCE];
+/// Without one of these Namespan runs, with less.
+const ATTRIBUTES: [Capability; 2] = [SYS_PTRACE, DAC_READ_SEARCH];
 
 /// Of this process; `None` is unknown.
 #[derive(Clone, Copy, Debug)]
@@ -69,6 +79,24 @@ impl Privileges {
     }
 }
 
+/// Why the kernel does not let this process load programs, with the remedy; `None`: as far as capabilities decide it, it does.
+pub(crate) fn obstacle() -> Option<String> {
+    obstacle_of(&Privileges::of_this_process())
+}
+
+fn obstacle_of(privileges: &Privileges) -> Option<String> {
+    if privileges.may_load() || privileges.capabilities.is_none() {
+        return None;
+    }
+    let lacks: Vec<_> = [BPF, PERFMON].into_iter().filter(|capability| !privileges.has(*capability)).collect();
+    let what = match lacks.as_slice() {
+        [] => "the capabilities are of a user namespace, where they count for nothing".to_owned(),
+        [one] => format!("{} is missing", one.name),
+        [one, other, ..] => format!("{} and {} are missing", one.name, other.name),
+    };
+    Some(format!("{what}: {}", privileges.remedy()))
+}
+
 pub(super) fn user(privileges: &Privileges) -> Check {
     Check::ok(
         "user",
@@ -95,10 +123,14 @@ pub(super) fn capabilities(privileges: &Privileges) -> Check {
             .means("the kernel refuses BPF programs from user namespaces")
             .remedy(privileges.remedy());
     }
-    let lacks = lacks.into_iter().filter(|lacking| !is_covered(*lacking, privileges));
-    let lacks: Vec<_> = lacks.map(|Capability { name, purpose, .. }| format!("{name} ({purpose})")).collect();
+    let lacks: Vec<_> = lacks.into_iter().filter(|lacking| !is_covered(*lacking, privileges)).collect();
+    let has_less = lacks.iter().any(|lacking| ATTRIBUTES.contains(lacking));
+    let lacks: Vec<_> =
+        lacks.into_iter().map(|Capability { name, purpose, .. }| format!("{name} ({purpose})")).collect();
     let missing = (!lacks.is_empty()).then(|| format!("missing: {}", lacks.join(", ")));
-    if privileges.may_load() {
+    if privileges.may_load() && has_less {
+        Check { consequence: missing, ..Check::warn(NAME, found).remedy(privileges.remedy()) }
+    } else if privileges.may_load() {
         Check { consequence: missing, ..Check::ok(NAME, found) }
     } else {
         Check { consequence: missing, ..Check::fail(NAME, found).remedy(privileges.remedy()) }
@@ -182,7 +214,7 @@ mod tests {
     fn root_of_this_machine_lacks_only_what_new_kernels_do_not_ask_for() {
         let check = capabilities(&user_with(0, 0x01ff_feff_ffff));
         assert_eq!(check.status, Status::Ok);
-        assert_eq!(check.found, "CAP_BPF, CAP_PERFMON, CAP_SYS_ADMIN, CAP_DAC_READ_SEARCH");
+        assert_eq!(check.found, "CAP_BPF, CAP_PERFMON, CAP_SYS_PTRACE, CAP_SYS_ADMIN, CAP_DAC_READ_SEARCH");
         let consequence = check.consequence.unwrap();
         assert_eq!(consequence, "missing: CAP_SYS_RESOURCE (locks memory before Linux 5.11)");
     }
@@ -206,6 +238,22 @@ mod tests {
             assert!(consequence.contains(name), "{name} in {consequence}");
         }
         assert!(check.remedy.unwrap().contains("cap_bpf"));
+        let obstacle = obstacle_of(&user_with(65534, 0)).unwrap();
+        assert!(obstacle.starts_with("CAP_BPF and CAP_PERFMON are missing: run as root, or "), "{obstacle}");
+        let obstacle = obstacle_of(&user_with(0, 1 << 39)).unwrap();
+        assert!(obstacle.starts_with("CAP_PERFMON is missing: "), "{obstacle}");
+        assert_eq!(obstacle_of(&user_with(7, 1 << 21)), None);
+    }
+
+    #[test]
+    fn who_may_load_but_not_look_at_others_is_warned() {
+        let check = capabilities(&user_with(0, 1 << 39 | 1 << 38));
+        assert_eq!(check.status, Status::Warn);
+        assert!(check.consequence.unwrap().contains("CAP_SYS_PTRACE (looks into /proc/PID of others"));
+        assert!(check.remedy.unwrap().contains("cap_sys_ptrace"));
+        // Root needs no capability for what is root's.
+        assert_eq!(capabilities(&user_with(0, 1 << 39 | 1 << 38 | 1 << 19)).status, Status::Ok);
+        assert_eq!(capabilities(&user_with(7, 1 << 39 | 1 << 38 | 1 << 19)).status, Status::Warn);
     }
 
     #[test]

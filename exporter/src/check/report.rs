@@ -7,7 +7,7 @@ use serde::Serialize;
 
 /// One thing that was looked at.
 #[derive(Clone, Debug, Serialize)]
-pub(super) struct Check {
+pub(crate) struct Check {
     /// Snake case, and kept from version to version: scripts look for it.
     pub name: String,
     pub status: Status,
@@ -19,7 +19,7 @@ pub(super) struct Check {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub(super) enum Status {
+pub(crate) enum Status {
     Ok,
     /// Namespan runs, with less.
     Warn,

@@ -35,6 +35,25 @@ pub(super) async fn checks(runtimes: &Runtimes) -> Vec<Check> {
     vec![docker, containerd, crio, podman, files(runtimes.files, &FOLDERS)]
 }
 
+/// Runtimes that are to be asked and are there, whose sockets may not be opened by us.
+pub(super) fn denied_sockets(runtimes: &Runtimes) -> Vec<Check> {
+    let denied = RuntimeName::ALL.into_iter().filter_map(|runtime| {
+        let sockets = runtimes.sockets(runtime);
+        let path = present(&sockets)?;
+        // Asking for more than whether it may be written would be heard.
+        let error = access(path).err().filter(is_denied)?;
+        let gid = fs::metadata(path).map_or(0, |metadata| metadata.gid());
+        let Silent { found, remedy } = denied(path, &error, gid);
+        Some(silent(runtime, runtimes, found, remedy))
+    });
+    denied.collect()
+}
+
+fn access(path: &Path) -> io::Result<()> {
+    use rustix::fs::{Access, AtFlags, CWD, accessat};
+    Ok(accessat(CWD, path, Access::WRITE_OK, AtFlags::EACCESS)?)
+}
+
 async fn socket(patience: Duration, runtime: RuntimeName, runtimes: &Runtimes) -> Check {
     let name = runtime.name().replace('-', "_");
     let sockets = runtimes.sockets(runtime);
@@ -50,6 +69,11 @@ async fn socket(patience: Duration, runtime: RuntimeName, runtimes: &Runtimes) -
             "look at the daemon's log, and restart it if it hangs".to_owned(),
         ),
     };
+    silent(runtime, runtimes, found, remedy)
+}
+
+fn silent(runtime: RuntimeName, runtimes: &Runtimes, found: String, remedy: String) -> Check {
+    let name = runtime.name().replace('-', "_");
     let known = if runtimes.files {
         "as its files describe them, or by id only"
     } else {

@@ -31,6 +31,7 @@ pub(super) struct Schema {
     pub run_for: Entry,
     pub log_level: Entry,
     pub log_format: Entry,
+    pub sandbox: Entry,
     pub listen: Entry,
     #[serde(deserialize_with = "section")]
     pub probes: Probes,

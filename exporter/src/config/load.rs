@@ -89,6 +89,9 @@ impl Sources<'_> {
         let log_format = flag("--log-format", run.own.log_format.as_ref(), parse::log_format)?
             .or(file.parse("log_format", &file.schema.log_format, parse::log_format)?)
             .or_default(defaults.log_format);
+        let sandbox = switch("--no-sandbox", run.own.no_sandbox, false)
+            .or(file.parse("sandbox", &file.schema.sandbox, parse::boolean)?)
+            .or_default(defaults.sandbox);
         let listen = flag("--listen", run.listen.as_ref(), parse::address)?
             .or(file.parse("listen", &file.schema.listen, parse::address)?)
             .map(|given| given.value);
@@ -120,6 +123,7 @@ impl Sources<'_> {
             destinations,
             spool: self.spool()?,
             listen,
+            sandbox,
             log_format,
             switched_off: [(logs.wanted, Signal::Logs), (traces.wanted, Signal::Traces)]
                 .into_iter()

@@ -41,6 +41,8 @@ pub(super) fn needed(old: &Config, new: &Config) -> Vec<&'static str> {
         uprobes_only: _,
         // Another guard takes over; but for one condition, as for containers above.
         guard: _,
+        // What is given up is given up for ever.
+        sandbox,
         log_level: _,
         log_format,
         notes: _,
@@ -56,6 +58,7 @@ pub(super) fn needed(old: &Config, new: &Config) -> Vec<&'static str> {
         ("run_for", *run_for != new.run_for),
         ("log_format", *log_format != new.log_format),
         ("listen", *listen != new.listen),
+        ("sandbox", *sandbox != new.sandbox),
         ("probes.filters.containers", !new.probes.filters.containers.label_keys().all(is_kept)),
         ("uprobes", !new.uprobes.iter().flat_map(Uprobe::label_keys).all(is_kept)),
         ("guard", !new.guard.label_keys().all(is_kept)),
@@ -208,6 +211,7 @@ mod tests {
         ("run_for", |config| config.run_for = Some(Duration::MAX)),
         ("log_format", |config| config.log_format = LogFormat::Json),
         ("listen", |config| config.listen = Some("127.0.0.1:0".parse().unwrap())),
+        ("sandbox", |config| config.sandbox = false),
         ("enrich.runtimes", |config| config.enrich.runtimes.docker = Reach::Off),
         ("enrich.cache_entries", |config| config.enrich.cache_entries = 1.try_into().unwrap()),
         ("enrich.cache_grace", |config| config.enrich.cache_grace = Duration::MAX),

@@ -140,7 +140,7 @@ fn map<T>(
 }
 
 /// A fresh machine may not have it mounted.
-fn mount_bpffs() -> Result<(), GuardError> {
+pub(crate) fn mount_bpffs() -> Result<(), GuardError> {
     let is_mounted =
         statfs(BPFFS).is_ok_and(|found| u64::try_from(found.f_type).is_ok_and(|magic| magic == BPF_FS_MAGIC));
     if is_mounted {

@@ -13,6 +13,8 @@ pub const ERROR: u8 = 17;
 pub enum Value<'a> {
     /// Left out if empty.
     Text(&'a str),
+    /// Left out if empty.
+    Texts(&'a [String]),
     Count(u64),
     /// Nanoseconds since the Unix epoch; sent as ISO 8601, as other times are.
     Time(u64),
@@ -38,7 +40,7 @@ pub fn encode(
     uids: Option<&Uids>,
     out: &mut Vec<u8>,
 ) {
-    let told = || attributes.iter().filter(|(_, value)| !matches!(value, Value::Text("")));
+    let told = || attributes.iter().filter(|(_, value)| !matches!(value, Value::Text("") | Value::Texts([])));
     let name = event.rsplit_once('.').map_or(event, |(_, name)| name);
     let mut body = name.as_bytes().to_vec();
     for (index, (_, value)) in told().enumerate() {
@@ -52,6 +54,13 @@ pub fn encode(
     for (key, value) in told() {
         let value = match value {
             Value::Count(count) => proto::Value::Int(i64::try_from(*count).unwrap_or(i64::MAX)),
+            Value::Texts(texts) => {
+                text.clear();
+                for element in *texts {
+                    proto::element(&mut text, proto::Value::Text(element.as_bytes()));
+                }
+                proto::Value::Array(&text)
+            }
             Value::Text(_) | Value::Time(_) => {
                 text.clear();
                 value.append(&mut text);
@@ -72,6 +81,7 @@ impl Value<'_> {
     fn append(self, out: &mut Vec<u8>) {
         match self {
             Self::Text(text) => out.extend_from_slice(text.as_bytes()),
+            Self::Texts(texts) => out.extend_from_slice(texts.join("; ").as_bytes()),
             Self::Count(count) => decimal(out, count),
             Self::Time(unix_ns) => iso_8601(out, unix_ns),
         }
@@ -80,7 +90,7 @@ impl Value<'_> {
 
 #[cfg(test)]
 mod tests {
-    use opentelemetry_proto::tonic::common::v1::any_value;
+    use opentelemetry_proto::tonic::common::v1::{AnyValue, ArrayValue, any_value};
     use opentelemetry_proto::tonic::logs::v1::LogRecord;
     use prost::Message as _;
 
@@ -94,6 +104,8 @@ mod tests {
             ("b", Value::Text("")),
             ("c", Value::Count(35)),
             ("d", Value::Time(1_764_000_000_120_000_000)),
+            ("e", Value::Texts(&["one".to_owned(), "two".to_owned()])),
+            ("f", Value::Texts(&[])),
         ];
         let uids = Uids::of_boot([7; 16]);
         encode("namespan.attribution.degraded", WARN, 7, &attributes, Some(&uids), &mut bytes);
@@ -107,13 +119,16 @@ mod tests {
         });
         let text = |text: &str| any_value::Value::StringValue(text.into());
         let time = "2025-11-24T16:00:00.120Z";
-        let body = format!("degraded: docker, 35, {time}");
+        let body = format!("degraded: docker, 35, {time}, one; two");
         let uid = uids.of_note("namespan.attribution.degraded", 7, body.as_bytes());
         let uid = str::from_utf8(uid.as_bytes()).unwrap();
+        let list = ["one", "two"].map(|element| AnyValue { value: Some(text(element)) });
+        let list = ArrayValue { values: list.to_vec() };
         let expected = [
             ("a", text("docker")),
             ("c", any_value::Value::IntValue(35)),
             ("d", text(time)),
+            ("e", any_value::Value::ArrayValue(list)),
             ("log.record.uid", text(uid)),
         ];
         assert_eq!(values.collect::<Vec<_>>(), expected);

@@ -32,6 +32,9 @@ pub const EVENT_GUARD_STATUS: &str = "namespan.guard.status";
 pub const EVENT_ATTRIBUTION_DEGRADED: &str = "namespan.attribution.degraded";
 /// It does again.
 pub const EVENT_ATTRIBUTION_RECOVERED: &str = "namespan.attribution.recovered";
+/// Something that the settings ask for does not work here, as `namespan check` says (severity WARN); once, at the start, and
+/// again when other settings are taken up.
+pub const EVENT_STATUS: &str = "namespan.status";
 /// Records are missing from what is told (severity ERROR); they are counted.
 pub const EVENT_LOST: &str = "namespan.telemetry.lost";
 
@@ -159,6 +162,12 @@ pub const SYSTEMD_USER_UNIT: &str = "namespan.systemd.user_unit";
 pub const RUNTIME_SOURCE: &str = "namespan.runtime.source";
 /// string: why.
 pub const REASON: &str = "namespan.reason";
+/// string[]: names, as in `namespan check`, of what does not work here; left out where everything does again.
+pub const STATUS_LACKING: &str = "namespan.status.lacking";
+/// string[], one of each: what was found, and what it means.
+pub const STATUS_REASONS: &str = "namespan.status.reasons";
+/// string[], one of each: what to do.
+pub const STATUS_REMEDIES: &str = "namespan.status.remedies";
 /// string: `kernel`, `decode`, `processes`, `queue`, `spool` or `collector`; where records were lost.
 pub const LOST_STAGE: &str = "namespan.lost.stage";
 /// int: how many.

@@ -19,6 +19,7 @@ use super::work::Traced;
 use super::{Pipeline, PipelineError, REST, TURN, WATCHING};
 use crate::attach::refusal::{chain, refusal};
 use crate::attach::{AttachError, Attached, Unwanted, attach_idle};
+use crate::check;
 use crate::clock::boot_ns;
 use crate::config::{Config, Probes};
 use crate::ring::Ring;
@@ -248,6 +249,7 @@ impl Pipeline {
         if let (Some(telemetry), Some(metrics)) = (&mut self.telemetry, metrics) {
             telemetry.export(metrics);
         }
+        self.work.tell_shortfalls(&check::shortfalls(config, &self.attached));
         self.tell_shipped();
         Ok(())
     }

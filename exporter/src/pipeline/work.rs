@@ -20,6 +20,7 @@ use super::selects::Selects;
 use super::summary::{Decided, Fate, Hits, Summary};
 use super::uprobing::Prober;
 use crate::attach::Counted;
+use crate::check::report::Check;
 use crate::clock::{Clock, boot_ns};
 use crate::config::{Arguments, Config, Probes, RootSampler, Sampler, Signal};
 use crate::console::{Console, Trees};
@@ -81,6 +82,8 @@ pub(super) struct Work {
     losses: Losses,
     /// Runtimes that should tell of their containers and do not, with the reason.
     degraded: BTreeMap<(&'static str, &'static str), String>,
+    /// Names of what does not work here, as last told.
+    shortfalls: Vec<String>,
     pub(super) reloads: Reloads,
     /// Which containers are wanted; `None`: all.
     pub(super) selects: Option<Selects>,
@@ -246,6 +249,7 @@ impl Work {
             filtered: 0,
             notes: 0,
             degraded: BTreeMap::new(),
+            shortfalls: Vec::new(),
             reloads: Reloads::default(),
             selects,
             handover: None,
@@ -409,6 +413,35 @@ impl Work {
             (semconv::REASON, Value::Text(reason)),
         ];
         self.note(event, severity, &attributes);
+    }
+
+    /// What the settings ask for and does not work here: in our own log one by one, and as one record. Twice the same is
+    /// told once.
+    pub(super) fn tell_shortfalls(&mut self, shortfalls: &[Check]) {
+        let names: Vec<_> = shortfalls.iter().map(|check| check.name.clone()).collect();
+        if self.shortfalls == names {
+            return;
+        }
+        self.shortfalls.clone_from(&names);
+        let mut reasons = Vec::new();
+        let mut remedies = Vec::new();
+        for Check { name, found, consequence, remedy, .. } in shortfalls {
+            let (consequence, remedy) =
+                (consequence.as_deref().unwrap_or_default(), remedy.as_deref().unwrap_or_default());
+            tracing::warn!(found, consequence, remedy, "{name}: does not work here, or in part; the rest goes on");
+            reasons.push(format!("{name}: {found}: {consequence}"));
+            remedies.push(remedy.to_owned());
+        }
+        if names.is_empty() {
+            tracing::info!("what did not work is there, or asked for no more");
+        }
+        let attributes = [
+            (semconv::STATUS_LACKING, Value::Texts(&names)),
+            (semconv::STATUS_REASONS, Value::Texts(&reasons)),
+            (semconv::STATUS_REMEDIES, Value::Texts(&remedies)),
+        ];
+        let severity = if names.is_empty() { note::INFO } else { note::WARN };
+        self.note(semconv::EVENT_STATUS, severity, &attributes);
     }
 
     /// A record of our own making, which does not wait for others.

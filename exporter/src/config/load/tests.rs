@@ -94,6 +94,7 @@ const EVERY_SETTING: &str = "console: jsonl
 run_for: 1h30m
 log_level: debug
 log_format: json
+sandbox: false
 listen: '[::1]:9464'
 probes:
   failed_execs: true
@@ -215,6 +216,7 @@ fn every_setting_can_be_given_in_the_file() {
         uprobes: Vec::new(),
         uprobes_only: false,
         guard: crate::guard::spec::Guard::default(),
+        sandbox: false,
         log_level: LevelFilter::DEBUG,
         notes: vec![
             "destination main: its endpoint for spans is not https, so the client certificate is not used".to_owned(),
@@ -231,7 +233,7 @@ fn every_setting_with_a_flag_can_be_given_by_it() {
          --no-exit --no-env-context --no-spans --args off --args-limit 32K --ring-size 16MiB --endpoint https://c \
          --protocol http/json --header a=b=c --header d= --compression gzip --runtime docker=/run/d.sock --label x \
          --runtime podman=none --runtime cri-o=/c --runtime cri-o=auto --no-runtime-files --log-level none \
-         --log-format json --listen 127.0.0.1:0 --spool /var/lib/namespan",
+         --log-format json --no-sandbox --listen 127.0.0.1:0 --spool /var/lib/namespan",
     )
     .load()
     .unwrap();
@@ -246,6 +248,7 @@ fn every_setting_with_a_flag_can_be_given_by_it() {
             ..Export::to("https://c/v1/logs".parse().unwrap())
         }),
         switched_off: vec![Signal::Traces],
+        sandbox: false,
         log_level: LevelFilter::OFF,
         log_format: LogFormat::Json,
         listen: Some("127.0.0.1:0".parse().unwrap()),
