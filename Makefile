@@ -1,5 +1,7 @@
 # make run    the main job, live: every exec and exit of this host and its containers
 # make test   everything that CI runs
+# make fuzz   foreign bytes for every reader of Namespan's: SECONDS=60 for each, TARGETS='elf btf'
+# make soak   an hour of everything at once, or MINUTES: no part of make test yet
 # make vm     the root tests on older and newer kernels, in virtual machines: no part of make test yet
 # make bench  what being watched costs, beside other tools
 # make build  target/release/namespan: one file, its BPF programs inside
@@ -16,8 +18,8 @@ export PATH := $(HOME)/.cargo/bin:$(PATH)
 export NAMESPAN_BIN := $(CURDIR)/$(BIN)
 export NAMESPAN_ROTEL := $(CURDIR)/target/ci/rotel/rotel-agent
 
-.PHONY: build run test lint unit root vm integration compose-test package-test bench deps test-deps clean \
-    pages sbom deb image-root reproduce
+.PHONY: build run test lint unit root fuzz soak vm integration compose-test package-test bench deps test-deps clean \
+    pages sbom deb fuzz-test soak-test image-root reproduce
 
 build: deps
 	.ci/release build --release --locked --package namespan
@@ -25,7 +27,7 @@ build: deps
 run: build
 	$(ROOT) $(BIN) run --console table $(ARGS)
 
-test: deps test-deps lint build unit root integration compose-test package-test
+test: deps test-deps lint build unit root fuzz-test integration compose-test package-test
 
 lint:
 	$(CARGO) fmt --all --check
@@ -34,7 +36,14 @@ lint:
 
 # Always the whole workspace, so that its dependencies are built once.
 unit:
-	$(CARGO) test --workspace --locked --lib --bins --example pages --test golden --test props
+	$(CARGO) test --workspace --locked --lib --bins --example pages --test golden --test props --test corpus
+
+# With libFuzzer, on any compiler; no privilege is needed.
+fuzz: deps
+	SECONDS_PER_TARGET=$(or $(SECONDS),60) .ci/fuzz $(TARGETS)
+
+fuzz-test:
+	@$(MAKE) --no-print-directory fuzz SECONDS=3
 
 # On this kernel, as root.
 root: build
@@ -50,10 +59,18 @@ vm: deps
 integration: build
 	.ci/with-docker .ci/as-root $(CARGO) test --workspace --locked --test docker_runtime --test rotel \
 	    --test containerd_runtime --test files_runtime --test host --test argv --test docker --test collector \
-	    --test reload --test spool --test docker_first --test containerd --test podman --test runtimes --test hostile --test filters \
-	    --test privileges \
+	    --test reload --test spool --test attacks --test docker_first --test containerd --test podman --test runtimes --test hostile \
+	    --test filters --test privileges \
 	    --test spans --test spans_bounds --test spans_context --test spans_run --test spans_docker \
 	    --test uprobes --test uprobes_change --test uprobes_many --test guard -- --test-threads=1
+
+# MINUTES of load with outages and changes of settings: nothing lost, nothing twice, nothing left over.
+soak: build
+	$(CARGO) build --workspace --locked --bin nssoak
+	.ci/with-docker $(ROOT) target/debug/nssoak
+
+soak-test:
+	@MINUTES=3 $(MAKE) --no-print-directory soak
 
 # docker-compose.yml, with stand-ins for images that cannot be pulled.
 compose-test: build

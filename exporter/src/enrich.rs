@@ -22,7 +22,7 @@ pub(crate) mod procfs;
 pub mod runtime;
 pub mod selection;
 mod stand;
-mod told;
+pub(crate) mod told;
 
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};

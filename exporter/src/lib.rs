@@ -30,3 +30,5 @@ pub mod own_log;
 mod lock;
 pub mod check;
 pub mod list;
+#[doc(hidden)]
+pub mod fuzz;

@@ -7,7 +7,7 @@ mod compression;
 mod counters;
 mod in_flight;
 mod memory;
-mod spool;
+pub(crate) mod spool;
 mod waiting;
 
 use std::pin::pin;

@@ -6,7 +6,7 @@ mod grpc;
 mod http;
 pub mod json;
 mod link;
-mod outcome;
+pub(crate) mod outcome;
 mod proxy;
 mod retry;
 mod tls;

@@ -155,6 +155,11 @@ impl Namespan {
         });
     }
 
+    #[must_use]
+    pub fn pid(&self) -> i32 {
+        self.process.pid.as_raw_pid()
+    }
+
     pub fn signal(&self, signal: Signal) {
         self.process.signal(signal);
     }
@@ -174,7 +179,7 @@ impl Namespan {
     /// What its open files are links to.
     #[must_use]
     pub fn open_files(&self) -> Vec<PathBuf> {
-        let folder = fs::read_dir(format!("/proc/{}/fd", self.process.pid.as_raw_pid())).unwrap();
+        let folder = fs::read_dir(format!("/proc/{}/fd", self.pid())).unwrap();
         // What is closed meanwhile is left out.
         folder.flatten().filter_map(|file| fs::read_link(file.path()).ok()).collect()
     }
@@ -182,7 +187,7 @@ impl Namespan {
     /// The most memory that it has had so far, in KiB.
     #[must_use]
     pub fn peak_memory_kib(&self) -> u64 {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.process.pid.as_raw_pid())).unwrap();
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
         let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
         line.trim().strip_suffix(" kB").unwrap().parse().unwrap()
     }

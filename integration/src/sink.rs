@@ -234,6 +234,23 @@ impl Sink {
         self.shared.received.lock().logs.iter().flatten().cloned().collect()
     }
 
+    /// All records and spans so far, which are forgotten here.
+    #[must_use]
+    pub fn take(&self) -> (Vec<Record>, Vec<Span>) {
+        let mut received = self.shared.received.lock();
+        let (logs, spans) = (std::mem::take(&mut received.logs), std::mem::take(&mut received.spans));
+        (logs.into_iter().flatten().collect(), spans.into_iter().flatten().collect())
+    }
+
+    /// Stops listening. All that was acknowledged and not taken.
+    #[must_use]
+    pub fn end(mut self) -> (Vec<Record>, Vec<Span>) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_timeout(Duration::from_secs(5));
+        }
+        self.take()
+    }
+
     /// What is to be known of the records so far, which are not copied.
     pub fn seen<R>(&self, answer: impl FnOnce(&[&Record]) -> R) -> R {
         answer(&self.shared.received.lock().logs.iter().flatten().collect::<Vec<_>>())

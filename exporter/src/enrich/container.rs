@@ -97,7 +97,8 @@ impl Container {
     pub fn described(runtime: &'static str, described: Described, labels: &Labels) -> Self {
         let Described { id, namespace, user, name, image, labels: all, env, pod } = described;
         let service = Service::of(&env, &all);
-        let pod = pod.unwrap_or_else(|| Pod::of(&all));
+        let pod = pod.map_or_else(|| Pod::of(&all), Pod::usable);
+        let image = image.map(Image::bounded);
         let name = name.map(|name| bounded(name, NAME_MAX)).filter(|name| !name.is_empty());
         let (labels, matched) = labels.pick(all);
         Self { id, runtime, namespace, user, name, image, labels, matched, service, pod }
@@ -217,6 +218,13 @@ impl Pod {
             container: label(POD_CONTAINER_LABEL),
         }
     }
+
+    /// Without what is too long to be a name, whoever says it.
+    fn usable(self) -> Self {
+        let usable = |name: Option<String>| name.filter(|name| is_usable(name));
+        let Self { uid, name, namespace, container } = self;
+        Self { uid: usable(uid), name: usable(name), namespace: usable(namespace), container: usable(container) }
+    }
 }
 
 /// The value that the container's first process finds: the last one. A variable without `=` is taken back.
@@ -260,6 +268,18 @@ impl Image {
             id,
             repo_digests: digest.map(|digest| format!("{name}@{digest}")).into_iter().collect(),
         }
+    }
+
+    /// Registries take shorter ones, so this is none's.
+    fn bounded(self) -> Self {
+        let few = |mut texts: Vec<String>| {
+            texts.retain(|text| text.len() <= VALUE_MAX);
+            texts.truncate(LABELS_MAX);
+            texts
+        };
+        let Self { name, tags, id, repo_digests } = self;
+        let id = id.filter(|id| id.len() <= VALUE_MAX);
+        Self { name: bounded(name, VALUE_MAX), tags: few(tags), id, repo_digests: few(repo_digests) }
     }
 }
 
@@ -318,6 +338,18 @@ pub(super) fn is_lower_hex(bytes: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_runtime_says_of_a_pod_and_an_image_has_bounds_too() {
+        let long = "x".repeat(VALUE_MAX + 1);
+        let pod = Pod { uid: Some(long.clone()), name: Some("web-0".to_owned()), ..Pod::default() };
+        let image = Image::of(Reference::parse(&format!("{long}:{long}@sha256:ab")), Some(long.clone()));
+        let described = Described { pod: Some(pod), image: Some(image), ..Described::default() };
+        let container = Container::described("cri-o", described, &Labels::default());
+        assert_eq!((container.pod.uid, container.pod.name.as_deref()), (None, Some("web-0")));
+        let image = container.image.unwrap();
+        assert_eq!(image, Image { name: long[1..].to_owned(), ..Image::default() });
+    }
 
     fn labels(list: &[(&str, &str)]) -> HashMap<String, String> {
         list.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()

@@ -3,8 +3,8 @@
 //! The messages are written out here, as far as they are wanted: the crates that have all of them need `protoc` where this
 //! is built, and compile every service for the sake of six.
 
-mod api;
-mod decode;
+pub(crate) mod api;
+pub(crate) mod decode;
 
 use std::collections::{BTreeSet, HashMap};
 use std::convert::Infallible;

@@ -2,8 +2,8 @@
 //!
 //! For CRI-O, which has no other API, and true of any CRI. containerd's own API says more, and sooner.
 
-mod api;
-mod decode;
+pub(crate) mod api;
+pub(crate) mod decode;
 
 use std::collections::{HashSet, VecDeque};
 use std::convert::Infallible;

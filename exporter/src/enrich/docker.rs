@@ -1,7 +1,7 @@
 //! The Docker daemon's word on containers: its list, its events and its answers come in, updates go out.
 
 mod book;
-mod decode;
+pub(crate) mod decode;
 
 use std::collections::HashMap;
 use std::num::NonZeroUsize;

@@ -4,7 +4,7 @@
 mod age;
 mod directory;
 mod format;
-mod segment;
+pub(crate) mod segment;
 mod store;
 #[cfg(test)]
 mod tests;

@@ -16,7 +16,7 @@ use crate::queue::{Answer, GRPC_CODES};
 
 /// What to do with a batch that was sent.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Outcome {
+pub(crate) enum Outcome {
     Accepted,
     /// Taken, without `rejected` of the records; or with nothing but a warning.
     Partial {
@@ -81,7 +81,7 @@ impl Outcome {
     }
 
     /// From a gRPC response, with its code: its status is in `trailers`, or in `headers` if there was nothing else.
-    pub(super) fn from_grpc(
+    pub(crate) fn from_grpc(
         http: StatusCode,
         headers: &HeaderMap,
         trailers: Option<&HeaderMap>,
@@ -136,7 +136,7 @@ impl Outcome {
     }
 
     /// From an HTTP response to protobuf or JSON.
-    pub(super) fn from_http(status: StatusCode, headers: &HeaderMap, body: &[u8], sent: Compression) -> Self {
+    pub(crate) fn from_http(status: StatusCode, headers: &HeaderMap, body: &[u8], sent: Compression) -> Self {
         if status.is_success() {
             let json = headers
                 .get(header::CONTENT_TYPE)

@@ -14,7 +14,7 @@ use super::format::{self, HEAD, MARK, Marks, Record, SUMS, Sums};
 use crate::queue::Class;
 
 #[derive(Debug)]
-pub(super) struct Segment {
+pub(crate) struct Segment {
     pub(super) class: Class,
     /// Its name, and its place among those of its class.
     pub(super) number: u64,
@@ -52,7 +52,7 @@ pub(super) struct Left {
 
 /// What a segment was found to be at the start.
 #[derive(Debug)]
-pub(super) struct Found {
+pub(crate) struct Found {
     pub(super) segment: Segment,
     /// Records that were written, and are not there.
     pub(super) lost: u64,
@@ -62,6 +62,20 @@ pub(super) struct Found {
     pub(super) is_unknown: bool,
     /// The highest number of a batch.
     pub(super) last_number: Option<u64>,
+}
+
+impl Found {
+    pub(crate) fn told(self) -> crate::fuzz::Segment {
+        let Self { segment, lost, cut, .. } = self;
+        crate::fuzz::Segment {
+            len: segment.len,
+            written: segment.sums.written,
+            settled: segment.sums.settled,
+            waiting: segment.left.records,
+            lost,
+            cut,
+        }
+    }
 }
 
 impl Segment {
@@ -90,7 +104,7 @@ impl Segment {
 
     /// From a file, of which the heads are read and no more. Its torn end is cut off, so that the next look finds the same.
     /// `None`: nothing in it is a segment's.
-    pub(super) fn find(file: &File, class: Class, number: u64, boot: u128) -> io::Result<Option<Found>> {
+    pub(crate) fn find(file: &File, class: Class, number: u64, boot: u128) -> io::Result<Option<Found>> {
         let size = file.metadata()?.len();
         let mut head = [0; HEAD];
         let head_len = usize::try_from(size).unwrap_or(HEAD).min(HEAD);
