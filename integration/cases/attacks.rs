@@ -287,7 +287,6 @@ fn a_runtime_that_answers_nonsense_or_never_holds_up_nothing() {
 }
 
 #[test]
-#[ignore = "fails: an answer of Docker's API is taken whole, however long it is"]
 fn a_runtime_whose_answer_has_no_end_takes_no_memory() {
     holds_up_nothing("flood", flood);
 }

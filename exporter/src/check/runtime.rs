@@ -6,12 +6,12 @@ use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use bollard::{API_DEFAULT_VERSION, Docker};
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
 use super::report::Check;
 use crate::config::{Reach, RuntimeName, Runtimes, present};
+use crate::enrich::docker::wire;
 
 /// How long a runtime may take to answer.
 const ANSWER: Duration = Duration::from_secs(2);
@@ -145,9 +145,8 @@ async fn daemon(kind: &str, path: &Path) -> Result<String, Silent> {
         found: format!("{}: {found}", path.display()),
         remedy: "Namespan needs Docker's API there: what listens?".to_owned(),
     };
-    let socket = path.to_str().ok_or_else(|| odd("the path is not UTF-8".to_owned()))?;
-    let client = Docker::connect_with_unix(socket, ANSWER.as_secs(), API_DEFAULT_VERSION);
-    let client = client.map_err(|error| odd(error.to_string()))?;
+    let socket = path.display();
+    let client = wire::client(path, ANSWER).map_err(|error| odd(error.to_string()))?;
     let client = client.negotiate_version().await.map_err(|error| odd(error.to_string()))?;
     let version = client.version().await.map_err(|error| odd(error.to_string()))?;
     let text = |part: Option<String>| part.unwrap_or_else(|| "of unknown version".to_owned());

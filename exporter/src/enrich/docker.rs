@@ -2,6 +2,7 @@
 
 mod book;
 pub(crate) mod decode;
+pub(crate) mod wire;
 
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
@@ -13,7 +14,7 @@ use async_trait::async_trait;
 use bollard::errors::Error;
 use bollard::models::{ContainerInspectResponse, EventMessage, ImageInspect};
 use bollard::query_parameters::{EventsOptions, InspectContainerOptions, ListContainersOptions};
-use bollard::{API_DEFAULT_VERSION, Docker};
+use bollard::Docker;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt, Stream, StreamExt};
@@ -95,8 +96,7 @@ impl Runtime for Daemon {
 }
 
 async fn connect(socket: &Path) -> Result<Docker, Error> {
-    let path = socket.to_str().ok_or_else(|| Error::SocketNotFoundError(socket.display().to_string()))?;
-    let docker = Docker::connect_with_unix(path, ANSWER.as_secs(), API_DEFAULT_VERSION)?;
+    let docker = wire::client(socket, ANSWER)?;
     timeout(ANSWER, docker.negotiate_version()).await.map_err(|_| Error::RequestTimeoutError)?
 }
 
