@@ -17,6 +17,8 @@ fn every_file_of_the_corpus_holds() {
             _ => {}
         }
         let mut files = 0;
+        // Some have records of the tests alone.
+        folders.retain(|folder| folder.is_dir());
         for entry in folders.iter().flat_map(|folder| fs::read_dir(folder).unwrap()) {
             let path = entry.unwrap().path();
             let bytes = fs::read(&path).unwrap();
