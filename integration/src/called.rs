@@ -212,7 +212,8 @@ pub fn is_hit_of(record: &Record, probe: &str, container: &str) -> bool {
 /// Settings with these probes, which ship without waiting for more.
 #[must_use]
 pub fn settings(endpoint: &str, probes: &str) -> String {
-    format!("export: {{endpoint: '{endpoint}'}}\nbatch: {{delay: 50ms}}\nuprobes:\n{probes}")
+    // What waits at the end of a storm is told, however busy the machine is.
+    format!("export: {{endpoint: '{endpoint}'}}\nbatch: {{delay: 50ms}}\nqueue: {{drain: 30s}}\nuprobes:\n{probes}")
 }
 
 /// A probe in one line of such settings.
