@@ -6,7 +6,7 @@ use aya_ebpf::helpers::generated::bpf_probe_read_user_str;
 use namespan_ebpf::wire::{Counter, flag, section};
 
 use crate::identity::number;
-use crate::kernel::{Ptr, Typed, copy_user, element, off, setting};
+use crate::kernel::{Ptr, Typed, copy, copy_user, element, off, setting};
 use crate::path::Window;
 use crate::record::Record;
 
@@ -22,8 +22,8 @@ const WORD: u32 = 8;
 /// Blocks that may be looked at closely: where there are more, none is.
 const HITS_MAX: u32 = 16;
 
-const PARENT_NAME: &[u8; 12] = b"TRACEPARENT=";
-const STATE_NAME: &[u8; 11] = b"TRACESTATE=";
+const PARENT_NAME: Name = Name::new(b"\0TRACEPARENT=");
+const STATE_NAME: Name = Name::new(b"\0TRACESTATE=");
 
 /// Whoever looks at four bytes of every eight meets one of these where either name stands, whatever its alignment. Each is
 /// found at the place that [`place`] gives for it, so that one comparison tells of them all; the unused places hold what
@@ -128,7 +128,7 @@ fn find_parts(text: *const u8, found: &Found) {
 
 /// Looks closely at those blocks.
 #[inline(always)]
-fn find_names(text: *const u8, found: &Found, from: u64) {
+fn find_names(text: *mut u8, found: &Found, from: u64) {
     let mut hit = 0;
     while hit < HITS_MAX {
         if u64::from(hit) >= found.get(HITS) {
@@ -178,6 +178,8 @@ const LEN: usize = 3;
 const HITS: usize = 4;
 /// The first of them, and the others behind it.
 const BLOCK_OF_HIT: usize = 5;
+/// A [`Name`], perhaps.
+const LOOKED_AT: usize = BLOCK_OF_HIT + HITS_MAX as usize;
 
 /// What the search has come to. Numbers in memory, for the reason given at [`Record`].
 struct Found {
@@ -187,16 +189,23 @@ struct Found {
 impl Found {
     /// Takes note of a variable that is looked for, if one starts at `text`, which is the byte `at` of the environment.
     #[inline(always)]
-    fn look(&self, text: *const u8, at: u64, from: u64) {
-        let (parent, state) = (PARENT_NAME.len() as u64, STATE_NAME.len() as u64);
-        if byte(text.wrapping_sub(1)) != 0 {
-            return;
-        }
-        if starts(text, PARENT_NAME) && at + parent <= self.get(COPIED) && self.get(PARENT) == 0 {
-            self.set(PARENT, from + at + parent);
-        }
-        if starts(text, STATE_NAME) && at + state <= self.get(COPIED) && self.get(STATE) == 0 {
-            self.set(STATE, from + at + state);
+    fn look(&self, text: *mut u8, at: u64, from: u64) {
+        // Aligned, so that two comparisons do; with the end of what stands before it.
+        let _always = copy(self.numbers.wrapping_add(LOOKED_AT).cast(), Name::SIZE, text.wrapping_sub(1));
+        self.note(&PARENT_NAME, PARENT, at, from);
+        self.note(&STATE_NAME, STATE, at, from);
+    }
+
+    #[inline(always)]
+    fn note(&self, name: &Name, index: usize, at: u64, from: u64) {
+        let [first, rest] = name.words;
+        let end = at + name.len;
+        if self.get(LOOKED_AT) == first
+            && self.get(LOOKED_AT + 1) & name.mask == rest
+            && end <= self.get(COPIED)
+            && self.get(index) == 0
+        {
+            self.set(index, from + end);
         }
     }
 
@@ -213,19 +222,30 @@ impl Found {
     }
 }
 
-/// Compared byte by byte, without a branch: a name may stand anywhere.
-#[inline(always)]
-fn starts<const LEN: usize>(text: *const u8, name: &[u8; LEN]) -> bool {
-    let mut difference = 0;
-    let mut index = 0;
-    while index < LEN {
-        difference |= byte(text.wrapping_add(index)) ^ element(name.as_ptr(), index);
-        index += 1;
-    }
-    difference == 0
+/// A NUL, a variable's name and `=`, as they stand in memory.
+struct Name {
+    words: [u64; 2],
+    /// Of the second word, what belongs to it.
+    mask: u64,
+    /// Bytes, without the NUL.
+    len: u64,
 }
 
-#[inline(always)]
-fn byte(text: *const u8) -> u8 {
-    element(text, 0)
+impl Name {
+    const SIZE: u32 = 16;
+
+    const fn new(text: &[u8]) -> Self {
+        let mut words = [0; 2];
+        let mut mask = 0;
+        let mut index = 0;
+        while index < text.len() {
+            let shift = index % 8 * 8;
+            words[index / 8] |= (text[index] as u64) << shift;
+            if index >= 8 {
+                mask |= 0xff << shift;
+            }
+            index += 1;
+        }
+        Self { words, mask, len: text.len() as u64 - 1 }
+    }
 }

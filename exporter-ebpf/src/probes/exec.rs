@@ -1,5 +1,7 @@
 //! A process has replaced its image.
 
+use core::ptr::read_volatile;
+
 use aya_ebpf::helpers::generated::{bpf_get_smp_processor_id, bpf_ktime_get_boot_ns};
 use aya_ebpf::macros::{btf_tracepoint, map};
 use aya_ebpf::maps::{Array, PerCpuArray};
@@ -78,8 +80,11 @@ fn try_exec(now: u64, task: Ptr, bprm: Ptr) -> Result<(), Counter> {
     if record.is_incomplete() {
         count(Program::Exec, Counter::Incomplete);
     }
-    // Whose child it is can only be asked of `/proc` then, and the parent may not live for long.
-    output::<ARGS_MASK>(scratch, record.len(), ancestor_tgid == 0)
+    // Whose child it is can only be asked of `/proc` then, and the parent may not live for long. Read back, or the verifier would
+    // follow all from there on for the number 0 and once more for others.
+    // SAFETY: within the record.
+    let is_orphan = unsafe { read_volatile(&raw const (*detail).ancestor_tgid) } == 0;
+    output::<ARGS_MASK>(scratch, record.len(), is_orphan)
 }
 
 /// The argument bytes of the new image: all, or head and tail when there are more than the limit.
