@@ -11,7 +11,7 @@ use namespan_ebpf::guard_wire::{CONTAINER_ID_SIZE, Mask, Scope, V1};
 use namespan_ebpf::wire::CgroupKey;
 
 use crate::identity::{Cgroups, Identity, mount_namespace, number, put};
-use crate::kernel::{Access, Ptr, copy, copy_str, off, pointer};
+use crate::kernel::{Access, Ptr, copy, copy_str, element, off, pointer};
 use crate::room::{Number, Room};
 use crate::tables::{GUARD_CGROUPS, GUARD_SCOPES, epoch, guard_setting};
 
@@ -254,29 +254,24 @@ const NO_ID: u32 = u32::MAX;
 #[inline(always)]
 fn id(room: &Room, bytes: u32) -> u32 {
     let ends = byte_at(room, bytes.wrapping_sub(1));
-    // Most names are no container's, and are not looked at closely.
-    if bytes < ID || !(is_digit(ends) || ends == b'e') {
+    // Most names are no container's, and are not looked at closely. Those of scopes end in a digit as well.
+    if bytes < ID || no_digit(ends) != 0 {
         return NO_ID;
     }
-    let mut end = bytes;
-    if ends == b'e' && bytes > ID + SCOPE.len() as u32 && has_scope(room, bytes) {
-        end = bytes - SCOPE.len() as u32;
-    }
-    let start = end.wrapping_sub(ID);
-    let before = byte_at(room, start.wrapping_sub(1));
-    if start == 0 {
-        if end != bytes {
-            return NO_ID;
-        }
-    } else if before != b'-' && before != b':' {
-        return NO_ID;
-    }
+    let is_scope = bytes > ID + SCOPE.len() as u32 && has_scope(room, bytes);
+    let behind = if is_scope { SCOPE.len() as u32 } else { 0 };
+    room.set(Number::Id, bytes.wrapping_sub(behind).wrapping_sub(ID).into());
+    let start = room.get(Number::Id) as u32 & (NAME_SIZE - 1);
+    // No branch for each digit: the verifier would follow each of them.
+    let mut differs = 0;
     let mut digit = 0;
     while digit < ID {
-        if !is_digit(byte_at(room, start.wrapping_add(digit))) {
-            return NO_ID;
-        }
+        differs |= no_digit(byte_at(room, start.wrapping_add(digit)));
         digit += 1;
+    }
+    let before = byte_at(room, start.wrapping_sub(1));
+    if differs != 0 || (start != 0 && before != b'-' && before != b':') {
+        return NO_ID;
     }
     start
 }
@@ -287,7 +282,7 @@ fn has_scope(room: &Room, bytes: u32) -> bool {
     let mut index = 0;
     while index < SCOPE.len() {
         let at = bytes.wrapping_sub(SCOPE.len() as u32).wrapping_add(index as u32);
-        difference |= byte_at(room, at) ^ crate::kernel::element(SCOPE.as_ptr(), index);
+        difference |= byte_at(room, at) ^ element(SCOPE.as_ptr(), index);
         index += 1;
     }
     difference == 0
@@ -298,7 +293,7 @@ fn starts<const LEN: usize>(room: &Room, name: &[u8; LEN]) -> bool {
     let mut difference = 0;
     let mut index = 0;
     while index < LEN {
-        difference |= byte_at(room, index as u32) ^ crate::kernel::element(name.as_ptr(), index);
+        difference |= byte_at(room, index as u32) ^ element(name.as_ptr(), index);
         index += 1;
     }
     difference == 0
@@ -311,7 +306,18 @@ fn byte_at(room: &Room, index: u32) -> u8 {
     unsafe { read_volatile(room.text().wrapping_add((index & (NAME_SIZE - 1)) as usize)) }
 }
 
+/// 0 of a digit of an id.
 #[inline(always)]
-fn is_digit(byte: u8) -> bool {
-    matches!(byte, b'0'..=b'9' | b'a'..=b'f')
+fn no_digit(byte: u8) -> u8 {
+    element(&raw const NO_DIGIT[0], byte.into())
 }
+
+static NO_DIGIT: [u8; 256] = {
+    let mut table = [1; 256];
+    let mut digit = 0;
+    while digit < 16 {
+        table[b"0123456789abcdef"[digit] as usize] = 0;
+        digit += 1;
+    }
+    table
+};

@@ -69,6 +69,8 @@ pub enum Number {
     Cut = 17,
     /// The container's own cgroup, as [`crate::container`] has it.
     Container = 7,
+    /// Where a container's id may begin in the text.
+    Id = 18,
     /// Where the executable comes from.
     Origin = 8,
     /// How the walks to the executable's path and to its parent's ended: one of [`walked`].
