@@ -32,9 +32,11 @@ pub const CONTAINER_ID_SIZE: usize = 64;
 /// Marks the id of a cgroup in a v1 hierarchy, which has numbers of its own. The kernel's do not reach it.
 pub const V1: u64 = 1 << 63;
 
-/// How much longer the check of programs that are being relieved goes on. The kernel runs the newest program of an LSM hook
-/// first, which may be early when the oldest is late already; of a tracepoint the oldest runs first.
-pub const OVERLAP_NS: u64 = 2_000_000;
+/// How much earlier the check of programs that relieve others begins, and how much longer the check of those goes on. An exec
+/// is checked some time before it has happened: what the old check has let pass is then the old exec program's still, and
+/// what the new one has seen is the new one's. The kernel runs the newest program of an LSM hook first, which may be early when
+/// the oldest is late already; of a tracepoint the oldest runs first.
+pub const OVERLAP_NS: u64 = 50_000_000;
 
 /// A set of rules.
 pub type Mask = u64;
@@ -154,6 +156,8 @@ pub struct Policy {
 pub struct GuardSettings {
     /// For each dimension of texts: the rules that do not ask for it.
     pub any_text: [Mask; dimension::COUNT],
+    /// As above: those that ask for a prefix of it, among others.
+    pub prefix_text: [Mask; dimension::COUNT],
     /// Rules that do not ask for an effective uid.
     pub any_uid: Mask,
     /// Rules that hold without a controlling terminal, and with one.

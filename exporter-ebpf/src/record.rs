@@ -4,8 +4,8 @@ use core::ptr::read_volatile;
 
 use namespan_ebpf::wire::{self, Counter, flag, section};
 
-use crate::identity::{self, Identity, optional, put};
-use crate::kernel::{Access, Ptr, copy, copy_str, is_absent, off, pointer};
+use crate::identity::{self, Identity, number, optional, put};
+use crate::kernel::{Access, Ptr, Typed, copy, copy_str, copy_user, is_absent, off, pointer};
 use crate::path::Window;
 
 /// Where the sections before the arguments begin at the latest.
@@ -182,6 +182,26 @@ impl Record {
             step += 1;
         }
         self.set_section(index, self.len().wrapping_sub(start));
+    }
+
+    /// The argument bytes of the new image as sections: all, or head and tail when there are more than the limit. How many
+    /// there are.
+    #[inline(always)]
+    pub fn arguments(&self, mm: Ptr, limit: u32) -> Result<u64, Counter> {
+        let from = number::<Typed, u64>(mm, off!(mm_arg_start))?;
+        let to = number::<Typed, u64>(mm, off!(mm_arg_end))?;
+        let len = to.saturating_sub(from);
+        let (head, tail) = if len <= u64::from(limit) { (len as u32, 0) } else { (limit - limit / 2, limit / 2) };
+        let head = head & wire::ARGS_MAX;
+        let tail = tail & (wire::ARGS_MAX >> 1);
+        let head_read = copy_user(self.tail::<0x7fff>(), head, from);
+        self.section(section::ARGS_HEAD, if head_read { head } else { 0 });
+        let tail_read = copy_user(self.tail::<0xffff>(), tail, to - u64::from(tail));
+        self.section(section::ARGS_TAIL, if tail_read { tail } else { 0 });
+        if !head_read || !tail_read {
+            self.flag(flag::ARGS_FAULT);
+        }
+        Ok(len)
     }
 
     /// Writes the fixed part's numbers, the nodename and the terminal.

@@ -1,6 +1,6 @@
 //! The arguments of an exec.
 
-use core::ptr::read_volatile;
+use core::ptr::{read_volatile, write_volatile};
 
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::BPF_ANY;
@@ -9,13 +9,13 @@ use aya_ebpf::macros::{map, tracepoint};
 use aya_ebpf::maps::LruHashMap;
 use aya_ebpf::programs::TracePointContext;
 use namespan_ebpf::guard_wire::Decision;
-use namespan_ebpf::wire::{ARGS_MAX, flag, section};
+use namespan_ebpf::wire::{flag, section};
 
-use crate::identity::{number, put};
-use crate::kernel::{Access, Probed, Ptr, Typed, copy_user, off};
+use crate::identity::put;
+use crate::kernel::{Access, Probed, Ptr, copy_user, off};
 use crate::record::Record;
-use crate::room::{Number, Room, TEXT_SIZE};
-use crate::subject::{keep_text, keep_unread};
+use crate::room::{Number, Room};
+use crate::subject::{keep_long, keep_text, keep_unread};
 use crate::tables::guard_setting;
 
 /// `argv` of the calls under way, by thread. A call that pushed it out is told of without its arguments.
@@ -44,8 +44,9 @@ fn remember(ctx: &TracePointContext, argument: u32) -> u32 {
     0
 }
 
-/// Bytes at an argument's end that are looked at for its last component.
-const LOOKED_AT: u32 = TEXT_SIZE;
+/// Bytes at an argument's end that are looked at for its last component, and how many at a time.
+const LOOKED_AT: u32 = 4096;
+const WORD: u32 = 8;
 /// Bytes of an argument that are stepped over at once to find its end, and how often: the kernel takes none longer than
 /// `MAX_ARG_STRLEN`, 128 KiB.
 const STEP: u32 = 0x8000;
@@ -79,38 +80,35 @@ fn with_nul(copied: i64) -> u32 {
     if copied == 0 { 1 } else { copied as u32 }
 }
 
-/// Keeps the rules that ask for such a last component of the argument from `start` to `end`, or for none. One that does not
-/// begin within the bytes that are looked at is longer than any file's name.
+/// Keeps the rules that ask for such a last component of the argument from `start` to `end`, or for none. Of one that does not
+/// begin within the bytes that are looked at it is known that it is longer than any rule's text.
 #[inline(always)]
 pub fn keep_component(room: &Room, dimension: usize, start: u64, end: u64, skips_dash: bool) {
-    let text = room.text();
+    // Not in use yet.
+    let text = room.record();
     let len = end.wrapping_sub(start).wrapping_sub(1);
     let is_cut = len >= u64::from(LOOKED_AT);
     let bytes = if is_cut { LOOKED_AT - 1 } else { len as u32 } & (LOOKED_AT - 1);
     if !copy_user(text, bytes, end.wrapping_sub(1).wrapping_sub(u64::from(bytes))) {
         return keep_unread(room, dimension);
     }
+    let mut index = 0;
+    while index < WORD {
+        // What stands behind it in its last word is another argument's.
+        // SAFETY: within the room, which has more behind the text.
+        unsafe { write_volatile(text.wrapping_add((bytes + index) as usize), 0) };
+        index += 1;
+    }
     room.set(Number::Bytes, bytes.into());
     room.set(Number::Cut, is_cut.into());
     room.set(Number::Slash, 0);
-    let mut index = 0;
-    while index < LOOKED_AT {
-        // Asked for each time: else the verifier would know the length at each way out of the loop, and follow them all.
-        if u64::from(index) >= room.get(Number::Bytes) {
-            break;
-        }
-        // SAFETY: within the text.
-        if unsafe { read_volatile(text.wrapping_add(index as usize)) } == b'/' {
-            room.set(Number::Slash, u64::from(index) + 1);
-        }
-        index += 1;
-    }
+    find_slash(room, text);
     if room.get(Number::Cut) != 0 && room.get(Number::Slash) == 0 {
-        return keep_unread(room, dimension);
+        return keep_long(room, dimension);
     }
     let bytes = room.get(Number::Bytes) as u32 & (LOOKED_AT - 1);
     let mut start = room.get(Number::Slash) as u32 & (LOOKED_AT - 1);
-    // SAFETY: as above.
+    // SAFETY: within the text.
     if skips_dash && start < bytes && unsafe { read_volatile(text.wrapping_add(start as usize)) } == b'-' {
         start += 1;
     }
@@ -118,25 +116,50 @@ pub fn keep_component(room: &Room, dimension: usize, start: u64, end: u64, skips
     keep_text(room, dimension, text.wrapping_add((start & (LOOKED_AT - 1)) as usize), bytes);
 }
 
-/// The argument bytes of the new image as sections: all, or head and tail when there are more than the limit.
+/// Finds the place behind the last slash of the text: first the word that has it, as the verifier follows each step.
+#[inline(always)]
+fn find_slash(room: &Room, text: *const u8) {
+    let mut at = 0;
+    while at < LOOKED_AT {
+        // Asked for each time: else the verifier would know the length at each way out of the loop, and follow them all.
+        if u64::from(at) >= room.get(Number::Bytes) {
+            break;
+        }
+        // SAFETY: within the text, which is aligned.
+        if has_slash(unsafe { read_volatile(text.wrapping_add(at as usize).cast()) }) {
+            room.set(Number::Slash, u64::from(at) + 1);
+        }
+        at += WORD;
+    }
+    let found = room.get(Number::Slash);
+    if found == 0 {
+        return;
+    }
+    let word = (found as u32).wrapping_sub(1) & (LOOKED_AT - WORD);
+    let mut index = 0;
+    while index < WORD {
+        // SAFETY: within the text.
+        if unsafe { read_volatile(text.wrapping_add((word + index) as usize)) } == b'/' {
+            room.set(Number::Slash, u64::from(word + index) + 1);
+        }
+        index += 1;
+    }
+}
+
+/// Whether one of the bytes is a slash: whether one is zero once slashes are. The lowest that is borrows into its highest bit;
+/// if none is, a byte does so only that had this bit.
+#[inline(always)]
+fn has_slash(word: u64) -> bool {
+    const ONES: u64 = u64::from_ne_bytes([1; 8]);
+    let zeroed = word ^ (ONES * b'/' as u64);
+    zeroed.wrapping_sub(ONES) & !zeroed & (ONES << 7) != 0
+}
+
+/// The arguments of the new image.
 #[inline(always)]
 pub fn of_image(record: &Record, mm: Ptr) -> Option<()> {
-    let from = number::<Typed, u64>(mm, off!(mm_arg_start)).ok()?;
-    let to = number::<Typed, u64>(mm, off!(mm_arg_end)).ok()?;
-    let len = to.saturating_sub(from);
     let detail = record.detail::<Decision>();
-    put!(detail.args_len = len);
-    let limit = guard_setting!(args_limit);
-    let (head, tail) = if len <= u64::from(limit) { (len as u32, 0) } else { (limit - limit / 2, limit / 2) };
-    let head = head & ARGS_MAX;
-    let tail = tail & (ARGS_MAX >> 1);
-    let head_read = copy_user(record.tail::<0x7fff>(), head, from);
-    record.section(section::ARGS_HEAD, if head_read { head } else { 0 });
-    let tail_read = copy_user(record.tail::<0xffff>(), tail, to - u64::from(tail));
-    record.section(section::ARGS_TAIL, if tail_read { tail } else { 0 });
-    if !head_read || !tail_read {
-        record.flag(flag::ARGS_FAULT);
-    }
+    put!(detail.args_len = record.arguments(mm, guard_setting!(args_limit)).ok()?);
     Some(())
 }
 

@@ -16,7 +16,7 @@ use crate::subject::{
     cgroup_id, keep_ancestor, keep_any, keep_executable, keep_parent, keep_terminal_and_script, keep_uid,
 };
 use crate::tables::{add, count, count_result, guard_off, guard_setting, has_lease, on_shift, self_test};
-use crate::tell::{assemble, send};
+use crate::tell::{assemble, send, tell_refused};
 
 const PROGRAM: Program = Program::Check;
 const EPERM: i32 = 1;
@@ -114,7 +114,11 @@ fn refuse(now: u64, task: Ptr) -> bool {
         count(PROGRAM, Counter::Unreadable);
         return false;
     }
-    let Some(rules) = scope(task) else {
+    let Ok(who) = Identity::of::<Probed>(task) else {
+        count(PROGRAM, Counter::Unreadable);
+        return false;
+    };
+    let Some(rules) = scope(&who) else {
         count(PROGRAM, Counter::Unreadable);
         return false;
     };
@@ -123,15 +127,15 @@ fn refuse(now: u64, task: Ptr) -> bool {
         return false;
     };
     count_result(policy, result::DENIED);
-    count(PROGRAM, Counter::LostRingFull);
+    let told = tell_refused(&who, policy, now);
+    count(PROGRAM, if told { Counter::Told } else { Counter::LostRingFull });
     count(PROGRAM, Counter::Decided);
     true
 }
 
 /// The rules whose scope it is in.
 #[inline(always)]
-fn scope(task: Ptr) -> Option<Mask> {
-    let who = Identity::of::<Probed>(task).ok()?;
+fn scope(who: &Identity) -> Option<Mask> {
     let flags = number::<Probed, u32>(parent::<Probed>(who.leader)?, off!(task_flags)).ok()?;
-    if is_exempt(&who, flags, cgroup_id::<Probed>(task)?) { Some(0) } else { remembered::<Probed>(&who) }
+    if is_exempt(who, flags, cgroup_id::<Probed>(who.task)?) { Some(0) } else { remembered::<Probed>(who) }
 }

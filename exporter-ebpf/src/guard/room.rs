@@ -17,7 +17,7 @@ use crate::tables::add;
 const KEY: usize = 0;
 const TEXT: usize = 272;
 /// Bytes of [`Room::text`], and as much again behind it.
-pub const TEXT_SIZE: u32 = 512;
+const TEXT_SIZE: u32 = 512;
 const KNOWN: usize = TEXT + 2 * TEXT_SIZE as usize;
 const NUMBERS: usize = KNOWN + 128;
 const PATH: usize = NUMBERS + 256;

@@ -45,6 +45,15 @@ pub fn keep_unread(room: &Room, index: usize) {
     room.set(Number::Excepting, room.get(Number::Excepting) & any);
 }
 
+/// Of a text of which only is known that it is longer than any that a rule asks for: keeps those that match by whatever begins
+/// with something, and those that except by none.
+#[inline(always)]
+pub fn keep_long(room: &Room, index: usize) {
+    let (any, prefixes): (Mask, Mask) = (guard_setting!(any_text[index]), guard_setting!(prefix_text[index]));
+    room.set(Number::Matching, room.get(Number::Matching) & (any | prefixes));
+    room.set(Number::Excepting, room.get(Number::Excepting) & any);
+}
+
 #[inline(always)]
 pub fn keep_uid(room: &Room, uid: u32) {
     let any: Mask = guard_setting!(any_uid);

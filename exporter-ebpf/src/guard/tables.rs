@@ -49,6 +49,7 @@ static GUARD_SETTINGS: GuardSettings = NOTHING;
 
 const NOTHING: GuardSettings = GuardSettings {
     any_text: [0; dimension::COUNT],
+    prefix_text: [0; dimension::COUNT],
     any_uid: 0,
     interactive: [0; 2],
     script: [0; 2],
@@ -122,7 +123,7 @@ pub fn on_shift(program: Program, now: u64) -> bool {
         Program::Exec => 0,
         Program::Check => OVERLAP_NS,
     };
-    from <= now && now < until.saturating_add(overlap)
+    from.saturating_sub(overlap) <= now && now < until.saturating_add(overlap)
 }
 
 #[inline(always)]

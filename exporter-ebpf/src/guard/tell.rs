@@ -2,13 +2,15 @@
 
 use core::ptr::addr_of;
 
-use aya_ebpf::helpers::generated::bpf_ringbuf_output;
-use namespan_ebpf::guard_wire::{Counter, Decision, Program, V1, kind, origin, section as guard_section};
-use namespan_ebpf::wire::{flag, section};
+use aya_ebpf::helpers::generated::{bpf_ringbuf_discard, bpf_ringbuf_output, bpf_ringbuf_reserve, bpf_ringbuf_submit};
+use namespan_ebpf::guard_wire::{
+    Counter, Decision, Program, V1, action, hook, kind, origin, result, section as guard_section,
+};
+use namespan_ebpf::wire::{Process, flag, section};
 
 use crate::decide::intended;
-use crate::identity::{Cgroups, Identity, number, put};
-use crate::kernel::{Access, Ptr, copy, off};
+use crate::identity::{self, Cgroups, Identity, number, put};
+use crate::kernel::{Access, Probed, Ptr, copy, off};
 use crate::record::{PATH_MASK, PATH_MAX, Record};
 use crate::room::{Number, Room, walked};
 use crate::tables::{GUARD_RING, count};
@@ -84,4 +86,48 @@ pub fn send<const MASK: u32>(program: Program, record: Option<&Record>) {
         None => false,
     };
     count(program, if sent { Counter::Told } else { Counter::LostRingFull });
+}
+
+/// Tells who was refused an exec that nobody had the room to look at, right in the ring: a record of numbers. Whether the ring
+/// had room for it.
+#[inline(always)]
+pub fn tell_refused(who: &Identity, policy: u32, now: u64) -> bool {
+    const SIZE: u64 = (size_of::<Process>() + size_of::<Decision>()) as u64;
+    // SAFETY: a map of ours.
+    let to = unsafe { bpf_ringbuf_reserve(addr_of!(GUARD_RING).cast_mut().cast(), SIZE, 0) };
+    if to.is_null() {
+        return false;
+    }
+    let is_whole = refused(&Record::new::<Decision>(to.cast()), who, policy, now).is_some();
+    // SAFETY: reserved above, and given back once.
+    unsafe { if is_whole { bpf_ringbuf_submit(to, 0) } else { bpf_ringbuf_discard(to, 0) } };
+    is_whole
+}
+
+#[inline(always)]
+fn refused(record: &Record, who: &Identity, policy: u32, now: u64) -> Option<()> {
+    let to = record.process();
+    identity::write::<Probed>(to, kind::DECISION, now, who).ok()?;
+    identity::namespaces::<Probed>(to, who);
+    let cgroups = Cgroups::of::<Probed>(who.task).ok()?;
+    put!(to.cgroup_id = cgroups.key.v2);
+    put!(to.cgroup_v1_id = cgroups.key.v1);
+    record.flag(flag::PATH_FAULT | flag::ARGS_FAULT | flag::CGROUP_FAULT);
+    record.end_at(0);
+    let detail = record.detail::<Decision>();
+    put!(detail.args_len = 0);
+    put!(detail.ancestor_tgid = 0);
+    put!(detail.ancestor_start_boot_ns = 0);
+    put!(detail.rules = 0);
+    put!(detail.container_cgroup_id = 0);
+    put!(detail.argc = 0);
+    put!(detail.fired = 1 << (policy & 31));
+    put!(detail.error = 0);
+    put!(detail.policy = policy as u16);
+    put!(detail.intended = action::DENY);
+    put!(detail.result = result::DENIED);
+    put!(detail.origin = origin::UNKNOWN as u8);
+    put!(detail.hook = hook::CHECK);
+    put!(detail.reserved = [0; 2]);
+    Some(())
 }

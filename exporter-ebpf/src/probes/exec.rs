@@ -6,13 +6,13 @@ use aya_ebpf::helpers::generated::{bpf_get_smp_processor_id, bpf_ktime_get_boot_
 use aya_ebpf::macros::{btf_tracepoint, map};
 use aya_ebpf::maps::{Array, PerCpuArray};
 use aya_ebpf::programs::BtfTracePointContext;
-use namespan_ebpf::wire::{self, Counter, Program, flag, kind, section};
+use namespan_ebpf::wire::{self, Counter, Program, kind, section};
 
 use crate::emit::{count, counted, output};
 use crate::environment::trace_context;
 use crate::filter;
 use crate::identity::{Identity, number, put};
-use crate::kernel::{Ptr, Typed, copy_user, off, pointer, setting};
+use crate::kernel::{Ptr, Typed, off, pointer, setting};
 use crate::lineage::{nearest_exec, parent};
 use crate::path::{WINDOW_SIZE, Window, executable};
 use crate::record::Record;
@@ -76,7 +76,7 @@ fn try_exec(now: u64, task: Ptr, bprm: Ptr) -> Result<(), Counter> {
     put!(detail.argc = number::<Typed, u32>(bprm, off!(bprm_argc))?);
     // The path has been copied out of it.
     trace_context(&record, &window, mm)?;
-    arguments(&record, mm)?;
+    put!(detail.args_len = record.arguments(mm, setting!(args_limit))?);
     if record.is_incomplete() {
         count(Program::Exec, Counter::Incomplete);
     }
@@ -85,26 +85,4 @@ fn try_exec(now: u64, task: Ptr, bprm: Ptr) -> Result<(), Counter> {
     // SAFETY: within the record.
     let is_orphan = unsafe { read_volatile(&raw const (*detail).ancestor_tgid) } == 0;
     output::<ARGS_MASK>(scratch, record.len(), is_orphan)
-}
-
-/// The argument bytes of the new image: all, or head and tail when there are more than the limit.
-#[inline(always)]
-fn arguments(record: &Record, mm: Ptr) -> Result<(), Counter> {
-    let from = number::<Typed, u64>(mm, off!(mm_arg_start))?;
-    let to = number::<Typed, u64>(mm, off!(mm_arg_end))?;
-    let len = to.saturating_sub(from);
-    let detail = record.detail::<wire::Exec>();
-    put!(detail.args_len = len);
-    let limit = setting!(args_limit);
-    let (head, tail) = if len <= u64::from(limit) { (len as u32, 0) } else { (limit - limit / 2, limit / 2) };
-    let head = head & wire::ARGS_MAX;
-    let tail = tail & (wire::ARGS_MAX >> 1);
-    let head_read = copy_user(record.tail::<0x7fff>(), head, from);
-    record.section(section::ARGS_HEAD, if head_read { head } else { 0 });
-    let tail_read = copy_user(record.tail::<0xffff>(), tail, to - u64::from(tail));
-    record.section(section::ARGS_TAIL, if tail_read { tail } else { 0 });
-    if !head_read || !tail_read {
-        record.flag(flag::ARGS_FAULT);
-    }
-    Ok(())
 }

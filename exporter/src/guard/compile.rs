@@ -208,13 +208,15 @@ impl Builder {
         self.next += 1;
         let mask: Mask = 1 << bit;
         let settings = &mut self.settings;
-        for ((dimension, texts), any) in (0_u8..).zip(rule.texts()).zip(&mut settings.any_text) {
+        let any_and_prefix = settings.any_text.iter_mut().zip(&mut settings.prefix_text);
+        for ((dimension, texts), (any, prefix)) in (0_u8..).zip(rule.texts()).zip(any_and_prefix) {
             if texts.is_empty() {
                 *any |= mask;
                 continue;
             }
             settings.asks |= 1 << dimension;
             for text in texts {
+                *prefix |= if text.is_prefix { mask } else { 0 };
                 *self.texts.entry((dimension, bytes_of(text))).or_default() |= mask;
             }
         }

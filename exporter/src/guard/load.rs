@@ -11,7 +11,7 @@ use aya::programs::tp_btf::BtfTracePointLinkId;
 use aya::programs::{BtfTracePoint, Lsm, ProgramError, TracePoint};
 use aya::{Btf, Ebpf, EbpfError, EbpfLoader, Endianness};
 use namespan_ebpf::guard_wire::{
-    ARGS_MAX, CHECK_RECORDS, CHECK_ROOMS, GuardSettings, Mask, Program, Scope, TextKey, V1,
+    ARGS_MAX, CHECK_RECORDS, CHECK_ROOMS, GuardSettings, Mask, OVERLAP_NS, Program, Scope, TextKey, V1,
 };
 use namespan_ebpf::settings::Shift;
 use thiserror::Error;
@@ -34,8 +34,8 @@ const HOOK_FUNCTION: &str = "bpf_lsm_bprm_check_security";
 /// Programs that remember a call's arguments, for the check.
 const CALLS: [(&str, &str); 2] = [("guard_execve", "sys_enter_execve"), ("guard_execveat", "sys_enter_execveat")];
 
-/// In time to be seen by programs that run on another CPU.
-const NOTICE: Duration = Duration::from_millis(5);
+/// In time to be seen by programs that run on another CPU, before the check begins that is ahead.
+const NOTICE: Duration = Duration::from_millis(10);
 /// Times that a program is loaded anew, at most.
 const LOAD_ATTEMPTS: usize = 100;
 /// The boot clock is not there yet.
@@ -222,8 +222,9 @@ impl Guard {
         self.remove_cgroup_scope(cgroup | V1)
     }
 
-    /// Decides from some moment on, the next milliseconds, and `old` what happened before; that moment, by the boot clock. An
-    /// exec of that very moment may be decided by both, by none never; of denials, one of the 2 ms after it too.
+    /// Decides from some moment on, a fraction of a second ahead, and `old` what happened before; that moment, by the boot clock.
+    /// An exec of that very moment may be decided by both, and one that could be refused [`OVERLAP_NS`] around it; by none only
+    /// one that takes longer than that from its check to its end.
     pub fn take_over(&mut self, old: Option<&mut Self>) -> Result<u64, GuardError> {
         if let Some(old) = old {
             return self.relieve(old.from_boot_ns, &mut old.maps.shift);
@@ -240,10 +241,11 @@ impl Guard {
         old: &mut Array<MapData, [u64; 2]>,
     ) -> Result<u64, GuardError> {
         loop {
-            let at = boot_ns() + u64::try_from(NOTICE.as_nanos()).unwrap_or(u64::MAX);
+            let check_at = boot_ns() + u64::try_from(NOTICE.as_nanos()).unwrap_or(u64::MAX);
+            let at = check_at + OVERLAP_NS;
             self.set_from(at)?;
-            // Else this process stood still in between, and nobody would have the time from then on.
-            if boot_ns() < at {
+            // Else this process stood still in between, and the new check may have begun too late.
+            if boot_ns() < check_at {
                 old.set(0, [old_from_boot_ns, at], 0).map_err(of_map("GUARD_SHIFT"))?;
                 return Ok(at);
             }

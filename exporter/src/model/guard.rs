@@ -186,7 +186,12 @@ impl Encoder {
         for part in [told.policy.name.as_bytes(), b" ", verb(told.decision).as_bytes(), b" "] {
             body.push(part);
         }
-        body.push(first_filled([exec.path, comm(&told.decision.process), b"?"]));
+        // At a check the process still runs what it ran.
+        let named = match told.decision.hook {
+            Hook::Exec => comm(&told.decision.process),
+            Hook::Check => b"",
+        };
+        body.push(first_filled([exec.path, named, b"?"]));
         let limits = args::Limits { value_length: self.limits.value_length, ..args::Limits::NONE };
         args.fill(exec.args, self.arguments, limits, &mut self.redactor, body);
     }

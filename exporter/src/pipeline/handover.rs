@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use namespan_ebpf::guard_wire::OVERLAP_NS;
 
 use crate::event::{Event, Kind, ProcessId};
-use crate::guard::decision::{Decision, Hook};
+use crate::guard::decision::{Decision, Hook, Outcome};
 
 /// How far apart two programs may see the same event.
 const APART_NS: u64 = 100_000;
@@ -70,12 +70,13 @@ impl Handover {
 }
 
 /// From a guard to the next one. About the moment of the change both may decide about one exec, which is told as the old one
-/// has decided: it asks last where an exec may be refused, and first where it has happened.
+/// has decided: of two checks its is the last, of two looks at what has happened the first. What the new one has stopped all
+/// the same is told too.
 pub(super) struct Relief {
     /// Before this, by the boot clock, the old one decides; from then on the new one.
     at_boot_ns: u64,
-    /// When the old one decided last about which execs.
-    last: HashMap<Decided, Vec<u64>>,
+    /// What the old one decided last, about which execs.
+    last: HashMap<Decided, Vec<Last>>,
     /// How many these are.
     decided: usize,
     /// The ring of the old one is read.
@@ -85,25 +86,60 @@ pub(super) struct Relief {
 /// More decisions of one moment are not compared.
 const DECIDED_MAX: usize = 16_384;
 
-/// One exec, whoever decided about it.
+/// One exec, whoever decided about it, and at whichever hook.
 #[derive(PartialEq, Eq, Hash)]
 struct Decided {
     process: ProcessId,
+    /// Of that process, with this one.
     execs: u64,
-    hook: Hook,
     path: Box<[u8]>,
     script: Box<[u8]>,
 }
 
+/// How the old one decided.
+struct Last {
+    at_boot_ns: u64,
+    hook: Hook,
+    stopped: bool,
+}
+
 impl Decided {
     fn of(decision: &Decision<'_>) -> Self {
+        let before = match decision.hook {
+            Hook::Exec => 0,
+            Hook::Check => 1,
+        };
         Self {
             process: decision.id(),
-            execs: decision.process.self_exec_id,
-            hook: decision.hook,
+            execs: decision.process.self_exec_id.saturating_add(before),
             path: decision.path.into(),
             script: decision.script.into(),
         }
+    }
+}
+
+impl Last {
+    fn of(decision: &Decision<'_>) -> Self {
+        Self { at_boot_ns: decision.process.time_boot_ns, hook: decision.hook, stopped: is_stopped(decision) }
+    }
+
+    /// How long lies between this and what the new one decided, if they are about one exec.
+    fn apart(&self, new: &Decision<'_>) -> Option<u64> {
+        let (old, time) = (self.at_boot_ns, new.process.time_boot_ns);
+        let apart = match (self.hook, new.hook) {
+            (Hook::Exec, Hook::Exec) => Some(old.abs_diff(time)),
+            // The newest checks first.
+            (Hook::Check | Hook::Exec, Hook::Check) => old.checked_sub(time),
+            (Hook::Check, Hook::Exec) => time.checked_sub(old),
+        };
+        apart.filter(|apart| *apart <= OVERLAP_NS)
+    }
+}
+
+fn is_stopped(decision: &Decision<'_>) -> bool {
+    match decision.outcome {
+        Outcome::Killed | Outcome::Denied => true,
+        Outcome::Observed | Outcome::Failed { .. } | Outcome::Disarmed | Outcome::LeaseExpired => false,
     }
 }
 
@@ -124,27 +160,22 @@ impl Relief {
 
     /// Whether the decision is the teller's to tell of.
     pub(super) fn takes(&mut self, decision: &Decision<'_>) -> bool {
-        let time = decision.process.time_boot_ns;
-        if time.abs_diff(self.at_boot_ns) > 2 * OVERLAP_NS {
+        if decision.process.time_boot_ns.abs_diff(self.at_boot_ns) > 2 * OVERLAP_NS {
             return true;
         }
         if !self.over {
             if self.decided < DECIDED_MAX {
                 self.decided += 1;
-                self.last.entry(Decided::of(decision)).or_default().push(time);
+                self.last.entry(Decided::of(decision)).or_default().push(Last::of(decision));
             }
             return true;
         }
-        let Some(times) = self.last.get_mut(&Decided::of(decision)) else { return true };
+        let Some(last) = self.last.get_mut(&Decided::of(decision)) else { return true };
         // One process may be refused one file over and over.
-        let apart = |old: u64| match decision.hook {
-            Hook::Exec => old.abs_diff(time),
-            Hook::Check => old.checked_sub(time).unwrap_or(u64::MAX),
-        };
-        let near = times.iter().enumerate().map(|(place, old)| (apart(*old), place)).min();
-        let Some((_, place)) = near.filter(|(apart, _)| *apart <= OVERLAP_NS) else { return true };
-        times.swap_remove(place);
-        false
+        let near = last.iter().enumerate().filter_map(|(place, old)| Some((old.apart(decision)?, place))).min();
+        let Some((_, place)) = near else { return true };
+        let old = last.swap_remove(place);
+        is_stopped(decision) && !old.stopped
     }
 }
 
@@ -206,11 +237,15 @@ mod tests {
 
     /// A record of the guard.
     fn decided(tgid: u32, execs: u64, hook: u8, time_boot_ns: u64) -> Vec<u8> {
+        decided_as(guard_wire::result::OBSERVED, tgid, execs, hook, time_boot_ns)
+    }
+
+    fn decided_as(result: u8, tgid: u32, execs: u64, hook: u8, time_boot_ns: u64) -> Vec<u8> {
         let mut process = wire::Process::new_zeroed();
         (process.tgid, process.start_boot_ns, process.time_boot_ns) = (tgid, 7, time_boot_ns);
         (process.kind, process.self_exec_id) = (kind::DECISION, execs);
         let mut decision = guard_wire::Decision::new_zeroed();
-        decision.hook = hook;
+        (decision.hook, decision.result) = (hook, result);
         process.len = u32::try_from(size_of_val(&process) + size_of_val(&decision)).unwrap();
         [process.as_bytes(), decision.as_bytes()].concat()
     }
@@ -239,6 +274,36 @@ mod tests {
         assert!(takes(&mut relief, 2, 1, CHECK, AT + 20_000));
         assert!(takes(&mut relief, 3, 1, CHECK, AT + 100), "tried again");
         assert!(!relief.is_past(AT + 1_000_000_000) && relief.is_past(AT + 1_000_000_001));
+    }
+
+    #[test]
+    fn what_one_guard_checks_and_the_other_sees_happen_is_told_once() {
+        use crate::guard::decision::decode;
+        use guard_wire::hook::{CHECK, EXEC};
+        use guard_wire::result::{DENIED, KILLED, OBSERVED};
+        let mut relief = Relief::at(AT);
+        let takes = |relief: &mut Relief, result, tgid, execs, hook, time| {
+            relief.takes(&decode(&decided_as(result, tgid, execs, hook, time)).unwrap())
+        };
+        for (tgid, execs, hook, time) in [(1, 1, CHECK, AT + 100), (2, 2, EXEC, AT - 100), (3, 1, CHECK, AT + 100)] {
+            assert!(takes(&mut relief, OBSERVED, tgid, execs, hook, time));
+        }
+        assert!(takes(&mut relief, DENIED, 4, 1, CHECK, AT + 100));
+        relief.over();
+        // A check comes before what has happened, and counts that exec not yet.
+        assert!(
+            takes(&mut relief, OBSERVED, 1, 1, EXEC, AT + 500) && takes(&mut relief, OBSERVED, 1, 2, EXEC, AT + 50)
+        );
+        assert!(!takes(&mut relief, OBSERVED, 1, 2, EXEC, AT + 500));
+        assert!(
+            takes(&mut relief, OBSERVED, 2, 1, CHECK, AT - 50) && !takes(&mut relief, OBSERVED, 2, 1, CHECK, AT - 500)
+        );
+        assert!(takes(&mut relief, OBSERVED, 2, 1, CHECK, AT - 500), "tried again");
+        // What is stopped is told of.
+        assert!(
+            takes(&mut relief, KILLED, 3, 2, EXEC, AT + 500) && takes(&mut relief, OBSERVED, 4, 1, CHECK, AT + 200)
+        );
+        assert!(!takes(&mut relief, OBSERVED, 4, 1, CHECK, AT));
     }
 
     #[test]

@@ -20,6 +20,7 @@ use namespan_ebpf::guard_wire::{
     ARGS_MAX, CHECK_RECORDS, CHECK_ROOMS, Counter, Mask, Policy, Program, Scope, TextKey, action, dimension, origin,
     result,
 };
+use namespan_ebpf::wire::flag;
 use tempfile::TempDir;
 
 use crate::helpers::helper;
@@ -93,6 +94,7 @@ fn tables(policies: &[Asked]) -> Tables {
             let mut any = bit;
             for text in asks {
                 *texts.entry((dimension, text.clone())).or_default() |= bit;
+                settings.prefix_text[dimension] |= if text.ends_with('*') { bit } else { 0 };
                 any = 0;
                 settings.asks |= 1 << dimension;
             }
@@ -307,7 +309,7 @@ fn guard_matches_names_arguments_parents_and_users() {
         }
     }
     // Nor does what stands before the last component, of whatever length.
-    for slashes in [10, 505, 506, 507, 511, 512, 600, 32_768, 131_000] {
+    for slashes in [10, 505, 506, 507, 511, 512, 600, 4088, 4089, 4090, 4095, 4096, 32_768, 131_000] {
         let slashes = "/".repeat(slashes);
         assert_eq!(fired(Command::new(&victim).arg0(format!("{slashes}zeroth"))), 2, "{}", slashes.len());
         assert_eq!(fired(Command::new(&victim).arg0(format!("{slashes}zeroths"))), 0, "{}", slashes.len());
@@ -516,6 +518,63 @@ fn guard_lets_no_path_that_is_too_long_to_be_read_pass_for_another() {
     bench.is_killed(&mut victim(&bench.copy(&format!("{deep}/victim"))));
 }
 
+/// Lengths of a last component, and whether its beginning is looked at.
+const LONG: [(usize, bool); 9] = [
+    (5, true),
+    (511, true),
+    (512, true),
+    (600, true),
+    (4094, true),
+    (4095, true),
+    (4096, false),
+    (5000, false),
+    (100_000, false),
+];
+
+#[test]
+fn guard_takes_no_long_argument_for_a_text_that_is_shorter() {
+    let Some(mut bench) = Bench::new(|folder| {
+        let rule =
+            |dimension, texts: &[&str]| Rule::of(dimension::PATH, &[&format!("{folder}/victim")]).and(dimension, texts);
+        vec![
+            asked(action::OBSERVE, &[rule(dimension::ARGV0, &["zeroth", "other"])]),
+            asked(action::OBSERVE, &[rule(dimension::ARGV1, &["sh", "-e"])]),
+            asked(action::OBSERVE, &[rule(dimension::ARGV0, &["zeroth", "app*"])]),
+            asked(action::OBSERVE, &[rule(dimension::ARGV1, &["sh", "app*"])]),
+        ]
+    }) else {
+        return;
+    };
+    let path = bench.path("victim");
+    let mut fired = |command: &mut Command| {
+        let status = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status().unwrap();
+        assert_eq!(status.signal(), None);
+        bench.told().iter().map(|told| told.decision().fired).fold(0, |all, fired| all | fired)
+    };
+    for (len, is_seen) in LONG {
+        // As code is, right behind its option.
+        let code = format!("-e{}", "x".repeat(len - 2));
+        let app = format!("app{}", "x".repeat(len - 3));
+        // What can't be seen may begin with any prefix.
+        let (zeroth, first) = if is_seen { (0, 0) } else { (0b0100, 0b1000) };
+        for before in ["", "/", "/bin/"] {
+            let (code, app) = (format!("{before}{code}"), format!("{before}{app}"));
+            let of = format!("{before:?} {len}");
+            assert_eq!(fired(Command::new(&path).arg0(&code)), zeroth, "{of}");
+            assert_eq!(fired(Command::new(&path).arg0("true").arg(&code)), first, "{of}");
+            assert_eq!(fired(Command::new(&path).arg0(&app)), 0b0100, "{of}");
+            assert_eq!(fired(Command::new(&path).arg0("true").arg(&app)), 0b1000, "{of}");
+        }
+    }
+    for at in (0..24).chain([510, 511, 512, 4088, 4093, 4094, 4095, 4096, 131_000]) {
+        // Each place that the last slash may have, and others before it.
+        let slashed = format!("{}/sh", "x/".repeat(at / 2) + &"y".repeat(at % 2));
+        assert_eq!(fired(Command::new(&path).arg0("true").arg(slashed)), 0b1010, "{at}");
+        let nearly = format!("{}/sh", "x/.\u{af}\u{2f}0".repeat(at / 8) + &"y".repeat(at % 8));
+        assert_eq!(fired(Command::new(&path).arg0("true").arg(nearly)), 0b1010, "{at}");
+    }
+}
+
 #[test]
 fn guard_lets_no_argument_that_is_too_long_to_be_read_pass_for_another() {
     let Some(bench) = Bench::new(|folder| {
@@ -524,7 +583,7 @@ fn guard_lets_no_argument_that_is_too_long_to_be_read_pass_for_another() {
         };
         let mut policy = asked(
             action::KILL,
-            &[rule("victim", dimension::ARGV0, &["other"]), rule("second", dimension::ARGV1, &["other"])],
+            &[rule("victim", dimension::ARGV0, &["other*"]), rule("second", dimension::ARGV1, &["other*"])],
         );
         policy.exceptions = vec![rule("victim", dimension::ARGV0, &["e*"]), rule("second", dimension::ARGV1, &["e*"])];
         vec![policy]
@@ -533,10 +592,10 @@ fn guard_lets_no_argument_that_is_too_long_to_be_read_pass_for_another() {
     };
     let (path, second) = (bench.path("victim"), bench.copy("second"));
     let status = |command: &mut Command| command.stdin(Stdio::null()).stderr(Stdio::null()).status().unwrap();
-    for (len, is_killed) in [(5, false), (511, false), (512, true), (600, true), (100_000, true)] {
-        // Neither is named so, but as far as they can be told apart the long ones are, and are not excepted.
+    for (len, is_seen) in LONG {
+        // Neither begins so, but as far as they can be told apart the long ones do, and are not excepted.
         let long = "e".repeat(len);
-        let killed = is_killed.then_some(9);
+        let killed = (!is_seen).then_some(9);
         assert_eq!(status(Command::new(&path).arg0(&long)).signal(), killed, "{len}");
         assert_eq!(status(Command::new(&second).arg0("true").arg(&long)).signal(), killed, "{len}");
     }
@@ -1009,7 +1068,20 @@ fn guard_denies_what_finds_no_room_to_be_looked_at() {
     bench.lives(&mut victim(&other));
     let counts = bench.guard.counters().unwrap();
     assert!(counts.adds_up(), "{counts:?}");
-    assert_eq!((counts.result(0, result::DENIED), counts.sum(Counter::LostRingFull)), (5, 3));
+    assert_eq!((counts.result(0, result::DENIED), counts.sum(Counter::LostRingFull)), (5, 1));
+    let told = bench.told();
+    let paths = [path.as_bytes(), b"", b"", path.as_bytes()];
+    assert!(told.iter().map(|told| told.decision().path).eq(paths));
+    // Who it was is known, and by which policy.
+    let refused = told[1].decision();
+    assert_eq!((refused.hook, refused.intended, refused.outcome), (Hook::Check, Action::Deny, Outcome::Denied));
+    assert_eq!((refused.policy, refused.fired, refused.rules, refused.origin), (0, 1, 0, Origin::Unknown));
+    assert_eq!(refused.process.parent_tgid, std::process::id());
+    assert_eq!(refused.process.cgroup_id, told[0].decision().process.cgroup_id);
+    assert_eq!(
+        (refused.process.flags, refused.args.argc),
+        (flag::PATH_FAULT | flag::ARGS_FAULT | flag::CGROUP_FAULT, 0)
+    );
     // The one without a lease: nobody knows whether it would have been decided.
     assert_eq!(counts.sum(Counter::Unreadable), 1);
     drop(bench);
@@ -1059,4 +1131,63 @@ fn guard_denies_in_a_storm_without_a_miss() {
     });
     let denied: u64 = guards.iter().map(|guard| counted(guard).result(0, result::DENIED)).sum();
     assert!(denied >= u64::try_from(execs).unwrap(), "{denied}");
+}
+
+#[test]
+fn guard_changes_between_killing_and_denying_in_a_storm_and_nothing_lives() {
+    let changes = if slowness() > 1 { 6 } else { 24 };
+    let policies =
+        |action| move |folder: &str| vec![asked(action, &[Rule::of(dimension::PATH, &[&format!("{folder}/victim")])])];
+    let Some(bench) = deny_bench(policies(action::KILL)) else { return };
+    let (path, folder) = (bench.path("victim"), bench.folder.path().to_str().unwrap());
+    let idle: Vec<_> = (0..changes)
+        .map(|change| {
+            let action = if change % 2 == 0 { action::DENY } else { action::KILL };
+            let (mut new, ring) = Guard::load(&tables(&policies(action)(folder)), &Limits::default()).unwrap();
+            new.renew(u64::MAX).unwrap();
+            (new, ring)
+        })
+        .collect();
+    let mut guards = vec![(bench.guard, bench.ring)];
+    let over = AtomicBool::new(false);
+    let storm = || {
+        let mut execs = 0_u64;
+        while !over.load(Ordering::SeqCst) {
+            match Command::new(&path).arg0("true").stdin(Stdio::null()).status() {
+                Ok(status) => assert_eq!(status.signal(), Some(9), "{execs}"),
+                Err(error) => assert_eq!(error.raw_os_error(), Some(libc::EPERM)),
+            }
+            execs += 1;
+        }
+        execs
+    };
+    let execs: u64 = std::thread::scope(|scope| {
+        let threads = [(); 2].map(|()| scope.spawn(storm));
+        for (mut new, ring) in idle {
+            new.take_over(guards.last_mut().map(|(old, _)| old)).unwrap();
+            guards.push((new, ring));
+            let deadline = Instant::now() + Duration::from_secs(20) * slowness();
+            while guards.last().unwrap().0.counters().unwrap().sum(Counter::Decided) < 20 {
+                let is_going =
+                    Instant::now() < deadline && !threads.iter().any(std::thread::ScopedJoinHandle::is_finished);
+                // Or the storm would go on for ever.
+                over.fetch_or(!is_going, Ordering::SeqCst);
+                assert!(is_going);
+                std::thread::yield_now();
+            }
+        }
+        over.store(true, Ordering::SeqCst);
+        threads.into_iter().map(|thread| thread.join().unwrap()).sum()
+    });
+    let (mut stopped, mut told) = (0, 0);
+    for (guard, ring) in &mut guards {
+        let counts = counted(guard);
+        assert_eq!(counts.sum(Counter::LostRingFull), 0);
+        stopped += counts.result(0, result::KILLED) + counts.result(0, result::DENIED);
+        assert_eq!(counts.sum(Counter::Decided), counts.result(0, result::KILLED) + counts.result(0, result::DENIED));
+        while ring.next().is_some() {
+            told += 1;
+        }
+    }
+    assert_eq!((stopped, told), (execs, execs));
 }
