@@ -24,11 +24,6 @@ pub(super) enum Home {
 impl Enricher {
     /// `binds`: the process comes from no container, so that its cgroup may be a container's that is not known yet.
     pub(super) fn home(&mut self, event: &Event<'_>, binds: bool, now: Instant) -> Home {
-        // A path with a hole in it may begin anywhere.
-        if event.process.flags & wire::flag::CGROUP_FAULT != 0 {
-            self.stats.misses += 1;
-            return Home::Contradicted { id: "".into() };
-        }
         let key = CgroupKey { v2: event.process.cgroup_id, v1: event.process.cgroup_v1_id };
         if let Some(home) = self.cgroups.get(&key).cloned()
             && self.still_holds(&home, now)
@@ -37,6 +32,10 @@ impl Enricher {
             return home;
         }
         self.stats.misses += 1;
+        // A path with a hole in it may begin anywhere.
+        if event.process.flags & wire::flag::CGROUP_FAULT != 0 {
+            return Home::Contradicted { id: "".into() };
+        }
         self.containers.forget_gone(now);
         let home = self.find_home(event.cgroup, event.cgroup_v1, binds, now);
         // What is refused to one process may be another's.

@@ -336,6 +336,9 @@ fn a_path_that_could_not_be_read_is_not_remembered() {
     attribute(&mut docker.enricher, &faulty, docker.now);
     waits(&docker.attribute(1));
     assert_eq!(docker.enricher.stats().misses, 2);
+    // Where it was read before, it is known by its id.
+    attribute(&mut docker.enricher, &faulty, docker.now);
+    assert_eq!(docker.enricher.stats().misses, 2);
 }
 
 #[test]

@@ -1067,7 +1067,7 @@ fn guard_denies_what_finds_no_room_to_be_looked_at() {
     let refused = told[1].decision();
     assert_eq!((refused.hook, refused.intended, refused.outcome), (Hook::Check, Action::Deny, Outcome::Denied));
     assert_eq!((refused.policy, refused.fired, refused.rules, refused.origin), (0, 1, 0, Origin::Unknown));
-    assert_eq!(refused.process.parent_tgid, std::process::id());
+    assert_eq!((refused.process.parent_tgid, refused.ancestor), (std::process::id(), told[0].decision().ancestor));
     assert_eq!(refused.process.cgroup_id, told[0].decision().process.cgroup_id);
     assert_eq!(
         (refused.process.flags, refused.args.argc),
