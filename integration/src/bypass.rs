@@ -7,6 +7,7 @@ use std::os::fd::AsRawFd as _;
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::process::{Command, ExitCode, Stdio};
 use std::ptr::null;
+use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::thread;
 
@@ -45,9 +46,14 @@ fn act(words: &[&str]) -> io::Result<String> {
         ["storm", workers, count, path, zeroth, rest @ ..] => {
             let ends = Ends::default();
             let [workers, count] = [number(workers)?, number(count)?];
+            // Where processes are few, children would take the place of the last workers.
+            let all_are_there = Barrier::new(workers);
             thread::scope(|scope| {
                 for _ in 0..workers {
-                    scope.spawn(|| (0..count).for_each(|_| ends.count(path, zeroth, rest)));
+                    scope.spawn(|| {
+                        all_are_there.wait();
+                        (0..count).for_each(|_| ends.count(path, zeroth, rest));
+                    });
                 }
             });
             Ok(ends.said())
