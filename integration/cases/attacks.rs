@@ -2,7 +2,6 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::collections::BTreeSet;
-use std::fs;
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
@@ -18,6 +17,7 @@ use namespan_integration::rotel::free_addresses;
 use namespan_integration::sink::{Record, Sink};
 use namespan_integration::watched::poll;
 use namespan_integration::{PATIENCE, host};
+use rustix::io::Errno;
 use rustix::process::Signal;
 use tempfile::TempDir;
 
@@ -29,15 +29,13 @@ fn run(program: &Program, sink: &Sink, more: &[&str]) -> Namespan {
 /// Stopped, and not only told to be.
 fn hold(namespan: &Namespan) {
     namespan.signal(Signal::STOP);
-    let is_stopped = || {
-        let stat = fs::read_to_string(format!("/proc/{}/stat", namespan.pid())).unwrap();
-        stat.rsplit_once(") ")?.1.starts_with('T').then_some(())
-    };
+    let process = format!("/proc/{}", namespan.pid());
+    let is_stopped = || (host::state(Path::new(&process)) == Some('T')).then_some(());
     assert!(poll(PATIENCE, is_stopped).is_some(), "it does not stop");
 }
 
 fn lost(records: &[Record]) -> Vec<&Record> {
-    records.iter().filter(|record| record.event == "namespan.telemetry.lost").collect()
+    records.iter().filter(|record| record.is_loss()).collect()
 }
 
 /// What is not about Namespan itself.
@@ -68,8 +66,7 @@ fn what_a_full_ring_has_no_room_for_is_counted_exactly_and_told() {
     hold(&namespan);
     program.run_times(RUNS);
     namespan.signal(Signal::CONT);
-    let is_told =
-        |records: &[&Record]| records.iter().any(|record| record.event == "namespan.telemetry.lost").then_some(());
+    let is_told = |records: &[&Record]| records.iter().any(|record| record.is_loss()).then_some(());
     sink.wait_for("the loss", PATIENCE, is_told);
     // After it, all is as before.
     program.run_times(10);
@@ -208,7 +205,7 @@ fn a_container_may_not_trace_it_unless_it_is_given_that_and_even_then_nothing_is
     let namespan = run(&program, &sink, &[]);
     let pid = namespan.pid().to_string();
     let plain = docker.run("plain", &["--pid=host"], &["/bin/attach", &pid]).stdout;
-    let refused = [libc_errno::EPERM, libc_errno::EACCES].map(|errno| format!("refused {errno}\n"));
+    let refused = [Errno::PERM, Errno::ACCESS].map(|errno| format!("refused {}\n", errno.raw_os_error()));
     assert!(refused.contains(&plain), "{plain}");
     let options = [
         "--pid=host",
@@ -223,12 +220,6 @@ fn a_container_may_not_trace_it_unless_it_is_given_that_and_even_then_nothing_is
     }
     assert!(!host::has_ended(pid.parse().unwrap()));
     goes_on(&program, namespan, &sink, 50);
-}
-
-/// As `ptrace(2)` gives them.
-mod libc_errno {
-    pub const EPERM: i32 = 1;
-    pub const EACCES: i32 = 13;
 }
 
 /// What a runtime's socket does with whoever asks.

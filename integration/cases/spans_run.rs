@@ -222,7 +222,7 @@ fn a_back_end_without_one_of_the_services_gets_all_of_the_other() {
         assert!(complaints[0].contains("takes no"), "{complaints:?}");
         let records = sink.records();
         assert_eq!((records.len() as u64, sink.spans().len() as u64), (summary.exported, spans.exported));
-        let losses: Vec<_> = records.iter().filter(|record| record.event == "namespan.telemetry.lost").collect();
+        let losses: Vec<_> = records.iter().filter(|record| record.is_loss()).collect();
         assert_eq!(losses.len() as u64, if summary.exported == 0 { 0 } else { notes });
         for loss in losses {
             assert_eq!(*loss.get("namespan.signal"), "traces".into());

@@ -163,9 +163,8 @@ impl Malloc {
         let records = self.sink.records();
         assert_eq!(records.iter().filter(|record| is_hit(record)).count() as u64, hits.told, "{}", finished.stderr);
         // What was lost is told as such.
-        let lost = |record: &&Record| record.event == "namespan.telemetry.lost";
         let is_of_uprobes = |record: &&Record| *record.get("namespan.lost.stage") == "uprobe".into();
-        let lost = records.iter().filter(lost).filter(is_of_uprobes);
+        let lost = records.iter().filter(|record| record.is_loss()).filter(is_of_uprobes);
         let lost: i64 = lost.map(|record| record.get("namespan.lost.count").int()).sum();
         assert_eq!(lost.unsigned_abs(), hits.dropped, "{hits:#?}");
         let told = records.iter().filter(|r| is_hit(r) && size_of(r) == SIZE).count() as u64;

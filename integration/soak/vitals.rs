@@ -1,9 +1,12 @@
 //! What a process has of memory, descriptors and threads, and whether that grows.
 
 use std::fs;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant};
+
+use namespan_integration::host::state;
 
 /// Between two looks.
 const OFTEN: Duration = Duration::from_secs(1);
@@ -32,10 +35,7 @@ impl Vitals {
         let children: Vec<_> = children
             .flat_map(|text| text.split_whitespace().map(|child| format!("/proc/{child}").into()).collect::<Vec<_>>())
             .collect();
-        let has_ended = |process: &&std::path::PathBuf| {
-            let stat = fs::read_to_string(process.join("stat")).unwrap_or_default();
-            stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('Z'))
-        };
+        let has_ended = |process: &&PathBuf| state(process) == Some('Z');
         Self {
             memory_kib: memory.trim().strip_suffix(" kB").unwrap().parse().unwrap(),
             files: names("fd").count(),

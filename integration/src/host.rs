@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 pub const NAMESPACES: [&str; 8] = ["pid", "net", "mnt", "uts", "ipc", "user", "cgroup", "time"];
 
@@ -43,8 +43,14 @@ pub fn stat(pid: i64, field: usize) -> i64 {
 /// Whether a process that is not ours to wait for is gone, or has only its parent to wait for.
 #[must_use]
 pub fn has_ended(pid: i64) -> bool {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    stat.rsplit_once(')').is_none_or(|(_, after_comm)| after_comm.trim_start().starts_with(['Z', 'X']))
+    state(Path::new(&format!("/proc/{pid}"))).is_none_or(|state| matches!(state, 'Z' | 'X'))
+}
+
+/// The letter of its state, of a process or a thread by its folder in `/proc`; `None`: it is gone.
+#[must_use]
+pub fn state(folder: &Path) -> Option<char> {
+    let stat = fs::read_to_string(folder.join("stat")).ok()?;
+    stat.rsplit_once(')')?.1.trim_start().chars().next()
 }
 
 /// The last number of `NSpid`: the pid in the process's own PID namespace.

@@ -100,6 +100,12 @@ impl Record {
         self.event == "namespan.process.exit"
     }
 
+    /// Namespan's own, of records that are missing.
+    #[must_use]
+    pub fn is_loss(&self) -> bool {
+        self.event == "namespan.telemetry.lost"
+    }
+
     /// Of the thread that ran, as the kernel names it.
     #[must_use]
     pub fn comm(&self) -> &str {
